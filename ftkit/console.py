@@ -1,0 +1,153 @@
+"""What people see while a run works: a progress line on a terminal, plain lines when piped.
+
+Everything here goes to stderr; stdout belongs to results. While a stage works, whatever libraries
+print goes to the run's debug.log instead (`quiet`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class Console:
+    """Progress and messages of a run. `debug` shows the libraries' output as well."""
+
+    def __init__(self, debug: bool = False, silent: bool = False) -> None:
+        self.debug = debug
+        self.silent = silent
+        self._stream: TextIO = sys.stderr
+        self._last = 0.0
+        self._open_line = False
+        self._lock = threading.Lock()
+
+    @property
+    def terminal(self) -> bool:
+        return self._stream.isatty()
+
+    def say(self, text: str) -> None:
+        """Print one message."""
+        if self.silent:
+            return
+        with self._lock:
+            self._end_line()
+            print(text, file=self._stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
+
+    def progress(self, what: str, done: int, total: int, seconds: float, detail: str = "") -> None:
+        """Show how far a stage is: one line that changes on a terminal, one every 15 s when piped."""
+        now = time.monotonic()
+        if self.silent or (done < total and now - self._last < (0.2 if self.terminal else 15.0)):
+            return
+        self._last = now
+        left = f", {clock(seconds / done * (total - done))} left" if 0 < done < total else ""
+        text = f"  {what}: {done}/{total}{', ' + detail if detail else ''}, {clock(seconds)}{left}"
+        with self._lock:
+            if self.terminal:
+                width = max(20, os.get_terminal_size(self._stream.fileno()).columns - 1)
+                print(f"\r\x1b[2K{text[:width]}", end="", file=self._stream, flush=True)
+                self._open_line = True
+            else:
+                print(text, file=self._stream, flush=True)
+
+    def _end_line(self) -> None:
+        if self._open_line:
+            print(file=self._stream, flush=True)
+            self._open_line = False
+
+    @contextlib.contextmanager
+    def quiet(self, log: Path) -> Iterator[None]:
+        """Send all that libraries print or log, from Python or C, to `log` (and show it too with --debug)."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        saved_stream, kept = self._stream, [(fd, os.dup(fd)) for fd in (1, 2)]
+        handler = logging.StreamHandler(open(log, "a", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        level = root.level
+        stop = threading.Event()
+        try:
+            # Notebooks and test runners replace sys.stderr by something without a file descriptor.
+            if _is_fd(saved_stream, 2):
+                self._stream = os.fdopen(os.dup(kept[1][1]), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+            target = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            for fd, _ in kept:
+                os.dup2(target, fd)
+            os.close(target)
+            root.addHandler(handler)
+            root.setLevel(logging.INFO)
+            follower = threading.Thread(target=self._follow, args=(log, log.stat().st_size, stop), daemon=True)
+            if self.debug:
+                follower.start()
+            out = handler.stream
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                yield
+        finally:
+            stop.set()
+            if self.debug and follower.is_alive():
+                follower.join(2)
+            root.removeHandler(handler)
+            root.setLevel(level)
+            handler.stream.close()
+            for fd, copy in kept:
+                os.dup2(copy, fd)
+                os.close(copy)
+            with self._lock:
+                self._end_line()
+            if self._stream is not saved_stream:
+                self._stream.close()
+            self._stream = saved_stream
+
+    def _follow(self, log: Path, start: int, stop: threading.Event) -> None:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            file.seek(start)
+            while True:
+                text = file.read()
+                if text:
+                    with self._lock:
+                        self._stream.write(text)
+                        self._stream.flush()
+                elif stop.wait(0.2):
+                    return
+
+
+def _is_fd(stream: Any, fd: int) -> bool:
+    try:
+        return bool(stream.fileno() == fd)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def clock(seconds: float | None) -> str:
+    """Return a duration as people write it: 42 s, 3:07 min, 1:02:03 h."""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02} min"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+
+
+def number(value: float | None, unit: str = "fraction") -> str:
+    """Return a metric's value as people read it: fractions as percent with two decimals."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.1f}"
+
+
+def escape(text: str) -> str:
+    """Return text that is safe on a terminal: control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" if ord(c) < 256 else "\N{REPLACEMENT CHARACTER}" for c in text)

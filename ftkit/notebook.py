@@ -1,0 +1,177 @@
+"""The Python interface: what the command line does, as functions that return objects.
+
+    run = ftkit.run("recipes/quickstart.yaml", overrides=["backend.max_steps=50"])
+    run.metrics["tuned"]["rouge1"].value
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .api import Evaluator
+from .console import Console
+from .errors import InputError
+from .records import Metric, Report
+from .store import RunContext, read_json
+
+Source = str | Path | Mapping[str, Any]
+
+
+class Run:
+    """A finished or unfinished run: a run directory with what people ask of it. Draws itself in a notebook."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    @property
+    def dir(self) -> Path:
+        return self.context.dir
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Metric]]:
+        """Metrics by measurement ("baseline", "tuned", ...) and name; fractions are 0..1."""
+        return {name: self.context.metrics(name) for name in self.context.measured()}
+
+    @property
+    def report(self) -> Report:
+        """The report of this run alone. Raises InputError while there is none."""
+        path = self.dir / "report.json"
+        if not path.exists():
+            raise InputError(f"{self.dir} has no report yet", f"go on with: ftkit run --resume {self.dir}")
+        return Report.from_dict(read_json(path))
+
+    @property
+    def verdict(self) -> str:
+        return self.report.verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints: the directory, and metrics by measurement."""
+        record = self.context.record()
+        data: dict[str, Any] = {
+            "run": str(self.dir),
+            "status": record.status,
+            "metrics": {s: {n: m.to_dict() for n, m in metrics.items()} for s, metrics in self.metrics.items()},
+        }
+        for name in ("report.html", "report.json"):
+            if (self.dir / name).exists():
+                data[name.replace(".", "_")] = str(self.dir / name)
+        if (self.dir / "report.json").exists():
+            data["verdict"] = self.report.verdict
+        return data
+
+    def __repr__(self) -> str:
+        status = self.context.record().status
+        return f"<ftkit run {self.context.id}: {self.verdict if status == 'done' and self._reported() else status}>"
+
+    def _reported(self) -> bool:
+        return (self.dir / "report.json").exists()
+
+    def _repr_html_(self) -> str:
+        """Show the report inside a frame: its styles and scripts stay its own."""
+        import html
+
+        if not self._reported():
+            return html.escape(repr(self))
+        page = html.escape((self.dir / "report.html").read_text(encoding="utf-8"), quote=True)
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="width:100%;height:640px;border:0"></iframe>'
+
+
+def find_recipe(source: Source) -> Source:
+    """Return `source`, or the path of the shipped recipe of that bare name ("quickstart")."""
+    if isinstance(source, Mapping) or Path(source).exists():
+        return source
+    name = str(source)
+    shipped = shipped_recipes()
+    stem = name.removesuffix(".yaml")
+    return shipped.get(stem, source) if "/" not in stem else source
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with ftkit, by name: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def load(source: Source, overrides: Sequence[str] = ()) -> Any:
+    """Return the Recipe of a path, a shipped name or a mapping. Raises RecipeError with all its mistakes."""
+    from .recipe import load_recipe
+
+    return load_recipe(find_recipe(source), overrides)
+
+
+def run(
+    *recipes: Source, overrides: Sequence[str] = (), out: str | Path = "runs", reuse: bool = True, console: Console | None = None
+) -> Run:
+    """Run one recipe or several and return the (last) Run. Several end in one joint report as well.
+
+    All recipes are read and checked before the first begins. Raises FtkitError.
+    """
+    runs, _ = run_all(recipes, overrides, Path(out), reuse, console or Console())
+    return runs[-1]
+
+
+def run_all(
+    recipes: Sequence[Source], overrides: Sequence[str], out: Path, reuse: bool, console: Console
+) -> tuple[list[Run], Path | None]:
+    """Run recipes one after the other; return the runs, and the folder of the joint report of several."""
+    from .errors import RecipeError
+    from .preflight import preflight
+    from .runner import start
+
+    loaded, problems = [], []
+    for source in recipes:
+        try:
+            loaded.append(load(source, overrides))
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    if len(loaded) > 1:  # the second must not fail for what could be known before the first began
+        for recipe in loaded:
+            preflight(recipe).raise_errors(recipe)
+    runs = [Run(start(recipe, out, console, reuse)) for recipe in loaded]
+    if len(runs) < 2:
+        return runs, None
+    folder = out / f"report-{time.strftime('%Y%m%d-%H%M%S')}"
+    from .report import write_report
+
+    write_report([r.context for r in runs], folder)
+    return runs, folder
+
+
+def resume(directory: str | Path, console: Console | None = None) -> Run:
+    """Go on with an unfinished run."""
+    from .runner import resume as go_on
+
+    return Run(go_on(directory, console or Console()))
+
+
+def open_run(directory: str | Path) -> Run:
+    """Open a run directory to look at it."""
+    return Run(RunContext.open(directory))
+
+
+def score(
+    predictions: str | Path, evaluator: str | Evaluator, out: str | Path = "runs", name: str | None = None, **columns: str | None
+) -> Run:
+    """Score a file of predictions (see `ftkit.scoring.score_file`); `columns`: prediction, target, input, id."""
+    from .plugins import installed_plugins
+    from .scoring import score_file
+
+    if isinstance(evaluator, str):
+        evaluator = installed_plugins().resolve("evaluator", evaluator)()
+    return Run(score_file(Path(predictions), [evaluator], Path(out), name, columns))  # type: ignore[list-item]
+
+
+def report(*runs: str | Path | Run, out: str | Path, anyway: bool = False) -> Report:
+    """Write one report over several runs into the folder `out` and return it."""
+    from .report import write_report
+
+    contexts = [r.context if isinstance(r, Run) else RunContext.open(r) for r in runs]
+    return write_report(contexts, Path(out), anyway)

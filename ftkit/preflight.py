@@ -1,0 +1,106 @@
+"""Everything that can be known before anything is spent: data, audit, the backend's own checks, estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .data import audit_warnings, load_task
+from .errors import FtkitError, Problem, RecipeError
+from .recipe import Recipe
+from .records import Finding, Task
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found. `task` is None where the data could not be read; `findings` then says why."""
+
+    task: Task | None
+    audit: dict[str, Any]
+    findings: list[Finding]
+    estimate: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [f for f in self.findings if f.level == "error"]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f.message for f in self.findings if f.level == "warning"]
+
+    def raise_errors(self, recipe: Recipe) -> None:
+        """Raise RecipeError with every error finding, at the place of its key in the recipe."""
+        if self.errors:
+            raise RecipeError(problems_of(recipe, self.errors))
+
+
+def problems_of(recipe: Recipe, findings: Sequence[Finding]) -> list[Problem]:
+    """Return findings with the file, line and column of the recipe key that they speak of."""
+    places = [recipe.position(f.key) if f.key else (None, None, None) for f in findings]
+    return [Problem(f.message, *place, f.key, f.hint, f.level) for f, place in zip(findings, places, strict=True)]
+
+
+def preflight(recipe: Recipe) -> Preflight:
+    """Read the data, audit it, and ask every plugin of the recipe whether it could work. Spends nothing."""
+    findings: list[Finding] = [Finding("note", note) for note in recipe.notes]
+    task: Task | None = None
+    report: dict[str, Any] = {}
+    try:
+        task, report = load_task(recipe)
+    except FtkitError as error:
+        key = error.message.split(":")[0]
+        findings.append(Finding("error", error.message, error.hint, key if key.startswith("dataset.") else "dataset.path"))
+    findings += [Finding("warning", text) for text in audit_warnings(report)] if report else []
+    backend = recipe.backend.make()
+    findings += backend.check(task, None)
+    for control in recipe.controls:
+        findings += control.make().check(task, None)
+    if task is not None and not any(f.level == "error" for f in findings):
+        report["tokens"] = token_lengths(backend, task)
+        findings += _token_findings(report["tokens"])
+    return Preflight(task, report, findings, backend.estimate(task))
+
+
+def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
+    """Return per split median, p95 and max length in tokens, and how many examples lose tokens to the limit.
+
+    {"not_checked": why} where the backend cannot show tokens here.
+    """
+    import numpy as np
+
+    lengths: dict[str, Any] = {}
+    try:
+        for split in ("train", "validation"):
+            rendered = list(backend.render(task.splits.get(split, ())[:5000]))
+            if not rendered:
+                continue
+            sizes = np.array([len(r.ids) + sum(r.truncated) for r in rendered])
+            lengths[split] = {
+                "rendered": len(rendered),
+                "median": float(np.median(sizes)),
+                "p95": float(np.percentile(sizes, 95)),
+                "max": int(sizes.max()),
+                "lose_prompt_tokens": sum(r.truncated[0] > 0 for r in rendered),
+                "lose_target_tokens": sum(r.truncated[1] > 0 for r in rendered),
+                "learn_nothing": sum(not any(r.learned) for r in rendered),
+            }
+    except NotImplementedError as error:
+        return {"not_checked": str(error)}
+    return lengths
+
+
+def _token_findings(lengths: dict[str, Any]) -> list[Finding]:
+    findings = []
+    for split, facts in lengths.items():
+        if not isinstance(facts, dict):
+            continue
+        if facts["learn_nothing"]:
+            findings.append(Finding("error", f"{split}: {facts['learn_nothing']} examples have no learned token",
+                                    "look at one with `ftkit preview`"))  # fmt: skip
+        for part in ("prompt", "target"):
+            count = facts[f"lose_{part}_tokens"]
+            if count:
+                findings.append(Finding("warning", f"{split}: {count} of {facts['rendered']} examples lose {part} tokens to the "
+                                        "sequence limit", "raise backend.sequence_len"))  # fmt: skip
+    return findings

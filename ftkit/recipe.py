@@ -1,0 +1,549 @@
+"""A recipe: one YAML file that says what is learned, how it is measured and by which plugins.
+
+`load_recipe` reads it, merges what it extends and what `--set` changes, checks every key against the
+core's and the plugins' models, and reports all mistakes at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+from . import yaml_source
+from .api import Options, Plugin
+from .errors import InputError, Problem, RecipeError
+from .plugins import Plugins, installed_plugins
+from .records import Generation
+from .validation import field_names, validate
+from .yaml_source import SET, KeyPath, Node, Unreadable, nearest, read_file, read_override, read_value
+
+LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+LOADER = "loader:"
+# key of the recipe -> kind of the plugins named there
+PLUGIN_KEYS = {"backend": "backend", "evaluator": "evaluator", "controls": "backend", "tracking": "tracker"}
+
+
+# ---------------------------------------------------------------- the core's own keys
+
+
+def _amount(value: str | int | float) -> str | int | float:
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError("a share of the rows lies between 0 and 1; a count is a whole number; or write `all`")
+    if isinstance(value, int) and value < 0:
+        raise ValueError("a count of rows cannot be negative")
+    return value
+
+
+Amount = Annotated[Literal["all"] | int | float, AfterValidator(_amount)]
+
+
+class Splits(Options):
+    """How many rows each split gets: `all`, a count, or a share. `dict(splits)` maps split to amount."""
+
+    train: Amount = Field("all", description="training rows: all, a count, or a share such as 0.8")
+    validation: Amount = Field("all", description="rows that choose the best checkpoint: all, a count, or a share")
+    test: Amount = Field("all", description="rows that are measured: all, a count, or a share")
+    renamed: ClassVar[Mapping[str, str]] = {"val": "validation", "valid": "validation", "dev": "validation"}
+
+
+class Columns(Options):
+    """Which columns of a row are read. With `messages`, `input` may be absent; `targets` replaces `target`."""
+
+    input: str | None = Field(
+        None, description="column of the input text (default `input`, unless `messages` is given)"
+    )
+    target: str | None = Field(
+        None, description="column of the right answer (default `target`, unless `targets` or `messages` is given)"
+    )
+    targets: str | None = Field(None, description="column that holds a list of right answers")
+    messages: str | None = Field(None, description="column that holds a whole chat as a list of {role, content}")
+    id: str | None = Field(None, description="column of a row's id (default: made from the row)")
+    meta: list[str] = Field([], description="columns kept with each example, for the report and for evaluators")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "output": "target",
+        "label": "target",
+        "reference": "target",
+        "prompt": "input",
+        "text": "input",
+        "conversations": "messages",
+    }
+
+    @model_validator(mode="after")
+    def _defaults(self) -> Columns:
+        if self.target is not None and self.targets is not None:
+            raise ValueError("write `target` or `targets`, not both")
+        found: dict[str, str] = {}
+        if self.input is None and self.messages is None:
+            found["input"] = "input"
+        if self.target is None and self.targets is None and self.messages is None:
+            found["target"] = "target"
+        return self.model_copy(update=found) if found else self
+
+
+def _path(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("a path cannot be empty or contain NUL")
+    return value
+
+
+class DatasetKeys(Options):
+    """Where the rows come from. The options of a `loader:NAME` stand beside these keys."""
+
+    path: Annotated[str, AfterValidator(_path)] = Field(
+        description="hub id, folder of splits, .jsonl/.json/.csv/.parquet file, or loader:NAME"
+    )
+    name: str | None = Field(None, description="configuration of a hub dataset, such as `main`")
+    revision: str | None = Field(None, description="revision of a hub dataset; pin it to get the same rows for ever")
+    columns: Columns = Field(default_factory=partial(Columns.model_validate, {}), description="which columns are read")
+    splits: Splits = Field(
+        default_factory=partial(Splits.model_validate, {}), description="how many rows each split gets"
+    )
+    drop_leaked: bool = Field(False, description="remove training rows whose input is also in validation or test")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "name_or_path": "path",
+        "dataset": "path",
+        "data_files": "path",
+        "subset": "name",
+        "config": "name",
+        "split": "splits",
+    }
+
+
+_PLACEHOLDERS = ("instruction", "input")
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*)\}")
+
+
+def _template(template: str | None) -> str | None:
+    tokens = [m.group(1) or m.group() for m in _PLACEHOLDER.finditer(template or "{input}")]
+    for token in tokens:
+        if token not in (*_PLACEHOLDERS, "{{", "}}"):
+            near = nearest(token, _PLACEHOLDERS)
+            hint = f"did you mean {{{near}}}?" if near else "there are {instruction} and {input}"
+            raise ValueError(f"there is no {{{token}}}; {hint} ({{{{{token}}}}} writes it as text)")
+    if tokens.count("{{") != tokens.count("}}"):
+        raise ValueError("{{ and }} stand for single braces, and here they do not pair up")
+    if "input" not in tokens:
+        raise ValueError("it has no {input}: every prompt would be the same")
+    return template
+
+
+class Prompt(Options):
+    """The text put around each input. Lines that end `instruction` and `system` lose their last line break."""
+
+    instruction: str = Field("", description="what is asked of the model, the same for every row")
+    system: str | None = Field(None, description="system message, for models that have one")
+    template: Annotated[str | None, AfterValidator(_template)] = Field(
+        None,
+        description="text with {instruction} and {input}; {{ and }} stand for braces "
+        "(default: both with an empty line between, or {input} alone where there is no instruction)",
+    )
+    renamed: ClassVar[Mapping[str, str]] = {"system_prompt": "system", "prompt_template": "template"}
+
+    @model_validator(mode="after")
+    def _checked(self) -> Prompt:
+        instruction = self.instruction.rstrip("\n")  # a YAML block ends with a line break that nobody means
+        default = "{instruction}\n\n{input}" if instruction else "{input}"
+        template = default if self.template is None else self.template
+        if instruction and "instruction" not in _PLACEHOLDER.findall(template):
+            raise ValueError("the template has no {instruction}: the instruction would be lost")
+        system = None if self.system is None else self.system.rstrip("\n")
+        found = {"instruction": instruction, "system": system, "template": template}
+        return self if found == dict(self) else self.model_copy(update=found)
+
+    def render(self, input: str) -> str:
+        """Return the user's message for one input; braces inside the data are never interpreted."""
+        values = {"{{": "{", "}}": "}", "{instruction}": self.instruction, "{input}": input}
+        return _PLACEHOLDER.sub(lambda match: values[match.group()], self.template or "{input}")
+
+
+class GenerationOptions(Options):
+    """How text is generated: the keys of `records.Generation`, with their limits."""
+
+    max_new_tokens: int = Field(128, ge=1, description="longest answer, in tokens")
+    temperature: float = Field(0.0, ge=0, le=10, description="0 takes the likeliest token each time")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens that make up this share")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the sampling")
+    samples: int = Field(1, ge=1, description="answers per example; more than one needs a temperature above 0")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "max_tokens": "max_new_tokens",
+        "max_length": "max_new_tokens",
+        "n": "samples",
+        "num_return_sequences": "samples",
+    }
+
+    @model_validator(mode="after")
+    def _sampling(self) -> GenerationOptions:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("`samples` above 1 needs a `temperature` above 0: all answers would be the same")
+        return self
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]{0,79}", value):
+        raise ValueError("a name is up to 80 letters, digits and . _ + - (it becomes part of a folder's name)")
+    return value
+
+
+class RecipeKeys(Options):
+    """A recipe's top level; what plugins own is checked against their own models."""
+
+    name: Annotated[str, AfterValidator(_name)] = Field(description="what the run is called")
+    note: str | None = Field(None, description="a sentence that the report shows, such as what the numbers stand for")
+    seed: int = Field(42, ge=0, lt=2**32, description="seed of the training; never changes which rows are measured")
+    dataset: DatasetKeys = Field(description="where the rows come from")
+    prompt: Prompt = Field(
+        default_factory=partial(Prompt.model_validate, {}), description="the text put around each input"
+    )
+    backend: Any = Field(description="what answers and learns: {plugin: NAME, its options}")
+    generation: GenerationOptions = Field(
+        default_factory=partial(GenerationOptions.model_validate, {}), description="how text is generated"
+    )
+    evaluator: Any = Field(description="what scores the answers: NAME, {plugin: NAME, its options}, or a list of them")
+    controls: Any = Field(None, description="further backends whose base model is measured on the same rows")
+    tracking: Any = Field(None, description="trackers that watch the run")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "evaluators": "evaluator",
+        "metrics": "evaluator",
+        "metric": "evaluator",
+        "data": "dataset",
+        "datasets": "dataset",
+        "trackers": "tracking",
+        "report_to": "tracking",
+        "model": "backend.base_model",
+        "base_model": "backend.base_model",
+        "random_seed": "seed",
+        "defaults": "extends",
+        "inherits": "extends",
+    }
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+@dataclass(frozen=True)
+class PluginRef:
+    """A plugin as a recipe names it: its class, its checked options, and the options as written."""
+
+    name: str
+    kind: str
+    cls: type[Plugin]
+    options: BaseModel
+    raw: dict[str, Any] = field(compare=False)
+
+    def make(self) -> Any:
+        """Return the plugin, ready to use."""
+        return self.cls(self.options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a recipe would say, with every default filled in."""
+        return {"plugin": self.name, **self.options.model_dump(mode="json", by_alias=True)}
+
+
+class DatasetConfig(DatasetKeys):
+    """The `dataset` section as it was checked, with the loader that `path: loader:NAME` names."""
+
+    loader: Any = Field(None, exclude=True)  # PluginRef or None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that was read and checked. Verdicts speak of the first evaluator's primary metric."""
+
+    name: str
+    seed: int
+    dataset: DatasetConfig
+    prompt: Prompt
+    generation: Generation
+    backend: PluginRef
+    evaluators: tuple[PluginRef, ...]
+    controls: tuple[PluginRef, ...] = ()
+    tracking: tuple[PluginRef, ...] = ()
+    note: str | None = None
+    source: Path | None = field(default=None, compare=False)
+    notes: list[str] = field(default_factory=list, compare=False)
+    raw: dict[str, Any] = field(default_factory=dict, compare=False)  # merged, as written; local paths absolute
+    root: Node = field(default_factory=lambda: Node({}), compare=False, repr=False)
+
+    def position(self, key: str) -> tuple[str | None, int | None, int | None]:
+        """Return file, line and column of `key` ("backend.base_model"), or of what it would stand under."""
+        node = self.root.at(int(part) if part.isdecimal() else part for part in key.split("."))
+        return node.file, node.line, node.column
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole recipe as plain data, every default filled in."""
+        dataset = self.dataset.model_dump(mode="json")
+        if self.dataset.loader:
+            own = self.dataset.loader.options.model_dump(mode="json", by_alias=True)
+            dataset |= {key: value for key, value in own.items() if key not in dataset}
+        evaluators = [ref.to_dict() for ref in self.evaluators]
+        return {
+            "name": self.name,
+            "note": self.note,
+            "seed": self.seed,
+            "dataset": dataset,
+            "prompt": self.prompt.model_dump(mode="json"),
+            "backend": self.backend.to_dict(),
+            "generation": self.generation.to_dict(),
+            "evaluator": evaluators[0] if len(evaluators) == 1 else evaluators,
+            "controls": [ref.to_dict() for ref in self.controls],
+            "tracking": [ref.to_dict() for ref in self.tracking],
+        }
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that stands alone: running it again is the same run."""
+        return "# Resolved by ftkit: nothing is inherited, every default is written out.\n" + yaml_source.write(
+            self.to_dict()
+        )
+
+
+def load_recipe(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    plugins: Plugins | None = None,
+    check_modules: bool = True,
+) -> Recipe:
+    """Read a recipe from a file or a mapping, and change it by overrides such as "backend.lora_r=8".
+
+    `check_modules` False accepts plugins whose required modules are missing here: enough to look at a
+    run that was made elsewhere. Raises RecipeError with every mistake at once.
+    """
+    loader = _Loader(plugins if plugins is not None else installed_plugins(), check_modules)
+    try:
+        root = loader.merged(source, overrides)
+    except Unreadable as error:
+        raise RecipeError([*loader.problems, error.problem]) from None
+    path = None if isinstance(source, Mapping) else Path(source).absolute()
+    recipe = loader.checked(root, path)
+    if recipe is None or loader.problems:
+        raise RecipeError(sorted(loader.problems, key=lambda p: (p.file or "", p.line or 0, p.column or 0)))
+    return recipe
+
+
+class _Loader:
+    """Collects the problems and notes of one `load_recipe`."""
+
+    def __init__(self, plugins: Plugins, check_modules: bool) -> None:
+        self.plugins, self.check_modules = plugins, check_modules
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+
+    # ---- files, extends and --set become one tree of nodes
+
+    def merged(self, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str]) -> Node:
+        if isinstance(source, Mapping):
+            root = self._layer(read_value(source, self.problems, Node(None, "recipe")), os.getcwd(), [])
+        else:
+            root = self._file(os.fspath(source), [])
+        changes = Node({}, SET)
+        for text in overrides:
+            try:
+                keys, value = read_override(text, self.problems)
+                changes = _merge(changes, _nested(keys, value))
+            except Unreadable as error:
+                self.problems.append(error.problem)
+        if "extends" in changes.value:
+            self.problems.append(changes.problem("`extends` cannot be changed by --set", ("extends",)))
+        return self._extend(root, _absolute_path(changes, os.getcwd()))
+
+    def _file(self, path: str, chain: list[str]) -> Node:
+        node = read_file(path, self.problems)
+        return self._layer(node, os.path.dirname(os.path.abspath(path)), [*chain, path], path)
+
+    def _layer(self, node: Node, folder: str, chain: list[str], path: str = "") -> Node:
+        """Return the node merged over what it extends; its paths are relative to `folder`."""
+        if not isinstance(node.value, dict):
+            raise Unreadable(node.problem("a recipe is a mapping of keys", hint="such as `name: my-run`"))
+        entries = dict(node.value)
+        base = entries.pop("extends", None)
+        node = _absolute_path(replace(node, value=entries), folder)
+        if base is None or base.value is None:
+            return node
+        if not isinstance(base.value, str):
+            raise Unreadable(base.problem("`extends` must be the path of one recipe", ("extends",)))
+        target = os.path.normpath(os.path.join(os.path.dirname(path) if path else folder, base.value))
+        if not os.path.exists(target):
+            hint = yaml_source.nearest_file(target)
+            raise Unreadable(base.problem(f"`extends`: there is no file {target}", ("extends",), hint))
+        loop = [i for i, known in enumerate(chain) if os.path.realpath(known) == os.path.realpath(target)]
+        if loop:
+            names = " -> ".join([*chain[loop[0] :], target])
+            raise Unreadable(base.problem(f"`extends` goes in a circle: {names}", ("extends",)))
+        return self._extend(self._file(target, chain), node)
+
+    def _extend(self, parent: Node, child: Node) -> Node:
+        """Return `child` merged over `parent`, without inherited options that a changed plugin does not know."""
+        parent = replace(parent, value=dict(parent.value))
+        for key in ("dataset", "backend", "evaluator"):
+            old, new = (_spelled_out(key, side.value.get(key)) for side in (parent, child))
+            if old and new:
+                child = replace(child, value={**child.value, key: new})
+                parent.value[key] = self._fitting(key, old, new)
+        return _merge(parent, child)
+
+    def _fitting(self, key: str, old: Node, new: Node) -> Node:
+        named_by = "path" if key == "dataset" else "plugin"
+        before, after = (_plain_of(node, named_by) for node in (old, new))
+        if after is None or after == before:
+            return old
+        known = self._keys_of(key, after)
+        dropped = [k for k in old.value if known is not None and k not in known]
+        if dropped:
+            names = ", ".join(f"`{k}`" for k in dropped)
+            message = f"inherited from {old.file} and dropped, because {after!r} does not know it: {names}"
+            self.notes.append(str(new.at((named_by,)).problem(message, (key,), level="note")))
+        return replace(old, value={k: v for k, v in old.value.items() if k not in dropped})
+
+    def _keys_of(self, key: str, name: str) -> set[str] | None:
+        """Return the keys that may stand beside `plugin: NAME` (or `path: NAME`); None where the plugin is unknown."""
+        own = set(DatasetKeys.model_fields) if key == "dataset" else {"plugin"}
+        if key == "dataset" and not name.startswith(LOADER):
+            return own
+        try:
+            offer = self.plugins.find(PLUGIN_KEYS.get(key, "dataset"), name.removeprefix(LOADER))
+        except InputError:
+            return None
+        return own | set(field_names(offer.cls.Options))
+
+    # ---- the tree becomes a Recipe
+
+    def checked(self, root: Node, source: Path | None) -> Recipe | None:
+        raw = root.plain()
+        # An empty section ("generation:" with nothing under it) is a section left at its defaults.
+        root = replace(root, value={k: n for k, n in root.value.items() if n.value is not None})
+        core, loader = self._without_loader(root)
+        keys = validate(RecipeKeys, core, (), self.problems, also=("extends",))
+        backends = self._refs(root, "backend", single=True)
+        evaluators = self._refs(root, "evaluator")
+        controls, tracking = self._refs(root, "controls"), self._refs(root, "tracking")
+        if keys is None or self.problems:
+            return None
+        return Recipe(
+            name=keys.name,
+            note=keys.note,
+            seed=keys.seed,
+            dataset=DatasetConfig.model_construct(**dict(keys.dataset), loader=loader),
+            prompt=keys.prompt,
+            generation=Generation(**dict(keys.generation)),
+            backend=backends[0],
+            evaluators=evaluators,
+            controls=controls,
+            tracking=tracking,
+            source=source,
+            notes=self.notes,
+            raw=raw,
+            root=root,
+        )
+
+    def _without_loader(self, root: Node) -> tuple[Node, PluginRef | None]:
+        """Take the loader's own options out of `dataset`, and check them."""
+        dataset = root.value.get("dataset")
+        path = _plain_of(dataset, "path") if dataset else None
+        if dataset is None or path is None or not path.startswith(LOADER):
+            return root, None
+        core = {k: n for k, n in dataset.value.items() if k in DatasetKeys.model_fields}
+        own = {k: n for k, n in dataset.value.items() if k not in core}
+        loader = self._ref(
+            "dataset", dataset.value["path"], path.removeprefix(LOADER), replace(dataset, value=own), ("dataset",)
+        )
+        return replace(root, value={**root.value, "dataset": replace(dataset, value=core)}), loader
+
+    def _refs(self, root: Node, key: str, single: bool = False) -> tuple[PluginRef, ...]:
+        """Return the plugins named under `key`: one, or a list of them."""
+        node = root.value.get(key)
+        if node is None:
+            return ()  # where the key is required, `validate` says so
+        several = isinstance(node.value, list)
+        if several and (single or (key == "evaluator" and not node.value)):
+            message = f"`{key}` must be one plugin, not a list" if single else f"`{key}` names no plugin"
+            self.problems.append(node.problem(message, (key,)))
+            return ()
+        items = [(item, (key, i)) for i, item in enumerate(node.value)] if several else [(node, (key,))]
+        refs = [self._named(key, item, path) for item, path in items]
+        return tuple(ref for ref in refs if ref is not None)
+
+    def _named(self, key: str, node: Node, path: KeyPath) -> PluginRef | None:
+        whole = _spelled_out(key, node)
+        name = _plain_of(whole, "plugin") if whole else None
+        if whole is None or name is None:
+            where = ".".join(map(str, path))
+            installed = ", ".join(self.plugins.names(PLUGIN_KEYS[key])) or "none"
+            message = f"`{where}` must name a plugin: {where}: {{plugin: NAME}}"
+            self.problems.append(node.at(("plugin",)).problem(message, path, f"installed: {installed}"))
+            return None
+        options = replace(whole, value={k: n for k, n in whole.value.items() if k != "plugin"})
+        return self._ref(PLUGIN_KEYS[key], whole.value["plugin"], name, options, path)
+
+    def _ref(self, kind: str, named: Node, name: str, options: Node, path: KeyPath) -> PluginRef | None:
+        key = (*path, "path" if kind == "dataset" else "plugin")
+        try:
+            cls = self.plugins.find(kind, name).cls
+        except InputError as error:
+            self.problems.append(named.problem(error.message, key, error.hint))
+            return None
+        also = field_names(DatasetKeys) if kind == "dataset" else ("plugin",)
+        built = validate(cls.Options, options, path, self.problems, also, f"{kind} {name!r}")
+        if self.check_modules:
+            try:
+                self.plugins.resolve(kind, name)
+            except InputError as error:
+                self.problems.append(named.problem(error.message, key, error.hint))
+        return None if built is None else PluginRef(name, kind, cls, built, options.plain())
+
+
+# ---------------------------------------------------------------- trees
+
+
+def _plain_of(node: Node, key: str) -> str | None:
+    """Return the text at `key` of a mapping, or None."""
+    below = node.below(key)
+    return below.value if below is not None and isinstance(below.value, str) else None
+
+
+def _spelled_out(key: str, node: Node | None) -> Node | None:
+    """Return `evaluator: NAME` as `evaluator: {plugin: NAME}`; None for what is no mapping."""
+    if node is not None and key in PLUGIN_KEYS and isinstance(node.value, str):
+        node = replace(node, value={"plugin": node}, size=node.size + 1)
+    return node if node is not None and isinstance(node.value, dict) else None
+
+
+def _nested(keys: Iterable[str], value: Node) -> Node:
+    for key in reversed(list(keys)):
+        value = replace(value, value={key: value})
+    return value
+
+
+def _merge(parent: Node, child: Node) -> Node:
+    """Return `child` over `parent`: mappings are merged, everything else is replaced."""
+    if isinstance(parent.value, list) and isinstance(child.value, dict) and child.file == SET:
+        items = dict(enumerate(parent.value))
+        changes = {int(k): n for k, n in child.value.items() if k.isdecimal() and int(k) in items}
+        if len(changes) == len(child.value):  # --set tracking.0.project=x
+            merged = {i: _merge(n, changes[i]) if i in changes else n for i, n in items.items()}
+            return replace(parent, value=list(merged.values()))
+    if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
+        return child
+    entries = dict(parent.value)
+    for key, node in child.value.items():
+        entries[key] = _merge(entries[key], node) if key in entries else node
+    return replace(parent if child.file == SET else child, value=entries)
+
+
+def _absolute_path(node: Node, folder: str) -> Node:
+    """Return the layer with a local `dataset.path` made absolute: it is relative to where it was written."""
+    dataset = node.below("dataset")
+    path = _plain_of(dataset, "path") if dataset else None
+    if dataset is None or not path or "\0" in path or path.startswith((LOADER, "package:")):
+        return node
+    there = os.path.join(folder, os.path.expanduser(path))
+    if not (path.startswith((".", "/", "~")) or path.lower().endswith(LOCAL_SUFFIXES) or os.path.exists(there)):
+        return node  # a hub id
+    absolute = replace(dataset.value["path"], value=os.path.normpath(there))
+    dataset = replace(dataset, value={**dataset.value, "path": absolute})
+    return replace(node, value={**node.value, "dataset": dataset})

@@ -1,0 +1,383 @@
+"""The plain data that flows through ftkit: frozen dataclasses that survive a JSON round trip.
+
+Everything here can be written to a run directory and read back by another process, another
+machine or another program. Nothing here holds a live model, an open file or a connection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound="Record")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Base of all records: `to_dict` gives JSON-ready data, `from_dict` reads it back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested dicts, lists and scalars: what `json.dumps` accepts."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+        """Build the record from `to_dict` data; unknown keys are ignored (a newer ftkit wrote them)."""
+        hints = _hints(cls)
+        return cls(**{name: _build(hints[name], value) for name, value in data.items() if name in hints})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if cls not in _HINTS:  # resolving annotations costs far more than building a record
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
+
+
+def _build(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = [a for a in args if a is not type(None)]
+        return _build(inner[0], value) if len(inner) == 1 else value
+    if origin is tuple:
+        return tuple(_build(args[0], v) for v in value)
+    if origin is list:
+        return [_build(args[0], v) for v in value]
+    if origin is dict:
+        return {k: _build(args[1], v) for k, v in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_dict(value)
+    return value
+
+
+# ---------------------------------------------------------------- data and what is asked of a model
+
+
+@dataclasses.dataclass(frozen=True)
+class Message(Record):
+    """One chat turn; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Example(Record):
+    """One row of a task: the prompt as messages (no answer in it) and one or more right answers."""
+
+    id: str
+    messages: tuple[Message, ...]
+    targets: tuple[str, ...]
+    input: str = ""  # the text of the input column, before the prompt was put around it
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)  # columns asked for by `dataset.columns.meta`
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(Record):
+    """What is learned and measured: three splits of examples, and hashes that name them.
+
+    `fingerprints` maps a split to the hash of its rows (ids, inputs, targets, in order);
+    `prompt_hash` is the hash of the prompt's instruction, system text and template.
+    """
+
+    name: str
+    splits: dict[str, tuple[Example, ...]]
+    fingerprints: dict[str, str]
+    prompt_hash: str
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)  # path, revision, how splits were cut
+
+    @property
+    def train(self) -> tuple[Example, ...]:
+        return self.splits.get("train", ())
+
+    @property
+    def validation(self) -> tuple[Example, ...]:
+        return self.splits.get("validation", ())
+
+    @property
+    def test(self) -> tuple[Example, ...]:
+        return self.splits.get("test", ())
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRef(Record):
+    """A handle to a model, never the model: kind is hub, path, adapter, remote or rule.
+
+    `uri` is a hub id, a provider's model id, or a path; a path that is relative is relative to the
+    run directory, so that the directory can be moved. `base` is what an adapter sits on.
+    """
+
+    kind: str
+    uri: str
+    base: str | None = None
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation(Record):
+    """How text is generated: at most `max_new_tokens` tokens; temperature 0 is greedy decoding."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    samples: int = 1  # answers per example; more than one needs a temperature above 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement(Record):
+    """One thing to measure, stored in a folder of its own name: a model on a split.
+
+    `generation` None means the recipe's settings. `examples` None means the whole split as the
+    recipe prompts it; a few-shot control or a sample of training rows gives its own examples.
+    `control` marks a measurement that is not like for like (another prompt, other rows): the report
+    shows it beside the rest and computes no delta with it.
+    """
+
+    name: str
+    model: ModelRef
+    split: str = "test"
+    generation: Generation | None = None
+    examples: tuple[Example, ...] | None = None
+    control: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered(Record):
+    """One training example as the model sees it: `tokens[i]` has id `ids[i]` and is learned where `learned[i]`.
+
+    The three tuples have one length, in tokens; `n_prompt` of them belong to the prompt.
+    `truncated` counts tokens cut off by the sequence limit: (of the prompt, of the target).
+    """
+
+    example_id: str
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    learned: tuple[bool, ...]
+    n_prompt: int
+    truncated: tuple[int, ...] = (0, 0)
+
+
+# ---------------------------------------------------------------- what comes back
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction(Record):
+    """One answer. A failed request carries `error` and is never scored as an empty answer.
+
+    `finish_reason` is stop, length or error; `latency` is in seconds (of the whole batch, where one
+    was generated together, divided by its size); token counts exclude padding.
+    """
+
+    example_id: str
+    text: str
+    sample: int = 0
+    finish_reason: str = "stop"
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    latency: float | None = None
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Score(Record):
+    """One example's values by metric name (fractions 0..1 unless the metric says otherwise).
+
+    `values` None means unscored (the request failed): left out of every mean, and counted.
+    `answer` is what was extracted and compared, `reason` says why where that helps a reader.
+    """
+
+    example_id: str
+    values: dict[str, float] | None
+    sample: int = 0
+    answer: str | None = None
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric(Record):
+    """One number over a split with its 95 % interval (`low`..`high`; None where it has none).
+
+    `n` counts scored examples, `n_unscored` those left out. `unit` is "fraction" (shown as
+    percent) or a plain unit such as "words". `method` says how the interval was made.
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    n_unscored: int = 0
+    unit: str = "fraction"
+    higher_is_better: bool | None = True  # None: neither way is better (a length)
+    method: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding(Record):
+    """What a check found. `level` is error (the run must not start), warning or note; `hint` says the fix."""
+
+    level: str
+    message: str
+    hint: str | None = None
+    key: str | None = None  # the recipe key it speaks of, such as "backend.base_model"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRecord(Record):
+    """One stage of a run; status is running, done, failed, interrupted or reused. `started` is ISO 8601 UTC."""
+
+    name: str
+    status: str
+    started: str
+    seconds: float | None = None
+    usd: float | None = None
+    error: str | None = None
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)  # tokens, peak memory (bytes), ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord(Record):
+    """run.json: what happened. status is running, done, failed or interrupted; `kind` is run or score."""
+
+    id: str
+    name: str
+    status: str
+    started: str
+    kind: str = "run"
+    stages: tuple[StageRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+    systems: tuple[str, ...] = ()  # measurement folders, in the order the report shows them
+    error: str | None = None
+
+
+# ---------------------------------------------------------------- the report
+
+
+@dataclasses.dataclass(frozen=True)
+class System(Record):
+    """One row of the report's table: a model as measured, with what it cost.
+
+    `seconds` and `usd` are those of making and measuring it; `role` is baseline, tuned or control;
+    `settings` is what must agree before two systems may be compared.
+    """
+
+    name: str
+    run: str
+    stage: str
+    role: str
+    metrics: dict[str, Metric]
+    model: str = ""
+    method: str = ""  # the backend plugin's name
+    seconds: float | None = None  # measuring
+    train_seconds: float | None = None
+    usd: float | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    peak_memory: int | None = None  # bytes
+    n_failed: int = 0
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta(Record):
+    """A paired difference `to` - `from_` on the examples both have scored, with its 95 % interval.
+
+    `p_value` is from a paired permutation test, `p_adjusted` after Holm's correction over all
+    deltas of the primary metric in the report (None where only one was tested).
+    """
+
+    from_: str
+    to: str
+    metric: str
+    delta: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    n: int
+    p_adjusted: float | None = None
+    verdict: str = ""  # better, worse, no difference shown, or "" where none is given
+    unit: str = "fraction"
+
+    def to_dict(self) -> dict[str, Any]:
+        data = super().to_dict()
+        return {"from": data.pop("from_"), **data}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Delta:
+        return super().from_dict({"from_": data["from"], **{k: v for k, v in data.items() if k != "from"}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(Record):
+    """One example in the report: each system's text and scores, side by side.
+
+    `answers` maps a system's name to {"text", "score", "error"}; `delta` is the primary metric's
+    difference between the first run's tuned and baseline systems.
+    """
+
+    example_id: str
+    input: str
+    targets: tuple[str, ...]
+    answers: dict[str, dict[str, Any]]
+    delta: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve(Record):
+    """One line of the training chart: `points` are [step, value]; `axis` groups lines drawn together."""
+
+    run: str
+    name: str
+    axis: str  # loss, or a metric's name
+    points: tuple[list[float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section(Record):
+    """A part that a plugin adds to the report: a title and blocks of plain data, never HTML.
+
+    A block is {"kind": "text", "text"}, {"kind": "table", "header", "rows"},
+    {"kind": "curves", "curves": [Curve]} or {"kind": "examples", "examples": [{"title", "text"}]}.
+    """
+
+    title: str
+    blocks: tuple[dict[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report(Record):
+    """report.json: everything report.html and report.md show, and nothing else is computed there."""
+
+    title: str
+    verdict: str
+    verdict_detail: str
+    primary: str  # the metric that the verdict speaks of
+    systems: tuple[System, ...]
+    deltas: tuple[Delta, ...]
+    pairs: tuple[Pair, ...]
+    curves: tuple[Curve, ...] = ()
+    runs: tuple[dict[str, Any], ...] = ()  # RunRecord + provenance of each run, for the last section
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = ()
+    created: str = ""
+    version: str = ""

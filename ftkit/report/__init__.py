@@ -1,0 +1,22 @@
+"""The report: `build.py` computes its numbers, `render.py` draws it as HTML and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..records import Report
+from ..store import RunContext, write_atomic, write_json
+from .build import build_report
+from .render import render_html, render_markdown
+
+__all__ = ["build_report", "render_html", "render_markdown", "write_report"]
+
+
+def write_report(runs: Sequence[RunContext], folder: Path, anyway: bool = False) -> Report:
+    """Build one report over `runs` and write report.json, report.md and report.html into `folder`."""
+    report = build_report(runs, anyway)
+    write_json(folder / "report.json", report.to_dict())
+    write_atomic(folder / "report.md", render_markdown(report))
+    write_atomic(folder / "report.html", render_html(report))
+    return report

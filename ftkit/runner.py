@@ -1,0 +1,296 @@
+"""The five stages of a run: prepare, baseline, train, evaluate, report. Nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import provenance
+from .api import Backend
+from .console import Console, clock
+from .errors import FtkitError, InputError, Interrupted, RunFailed
+from .measure import key_of, measure_all
+from .observers import Observers
+from .plugins import installed_plugins
+from .preflight import preflight
+from .recipe import Recipe
+from .records import Measurement, StageRecord
+from .store import RunContext, list_runs, read_json, utc_now, write_atomic, write_json
+
+# What a copied baseline consists of; its scores are made anew, by this run's own evaluators.
+_PREDICTION_FILES = ("predictions.jsonl", "plan.json", "key.json", "cost.json", "examples.jsonl")
+
+
+def start(recipe: Recipe, out: Path, console: Console, reuse: bool = True) -> RunContext:
+    """Run a recipe in a new directory under `out`. Raises FtkitError; what was done is kept and resumable.
+
+    `reuse` allows copying the baseline's predictions from another run in `out` that has the same key.
+    """
+    run = RunContext.create(out, recipe.name)
+    write_atomic(run.path("recipe.yaml"), recipe.to_yaml())
+    run.recipe = recipe
+    try:
+        return _Execution(run, console, reuse).go()
+    except InputError:
+        if not run.path("lock.json").exists():  # nothing was spent: leave nothing behind
+            shutil.rmtree(run.dir, ignore_errors=True)
+        raise
+
+
+def resume(directory: str | Path, console: Console) -> RunContext:
+    """Go on with an unfinished run from its directory alone; finished stages are not repeated."""
+    run = RunContext.open(directory)
+    if run.record().kind != "run" or not run.path("recipe.yaml").exists():
+        raise InputError(f"{run.dir} cannot be resumed: it holds no recipe", "run the recipe again")
+    return _Execution(run, console, reuse=True).go()
+
+
+class _Execution:
+    def __init__(self, run: RunContext, console: Console, reuse: bool) -> None:
+        self.run, self.console, self.reuse = run, console, reuse
+        self.recipe = run.recipe
+        self.backend: Backend = self.recipe.backend.make()
+        self.evaluators = [ref.make() for ref in self.recipe.evaluators]
+        self.record = run.record()
+        self.lock = threading.RLock()
+
+    def go(self) -> RunContext:
+        run = self.run
+        with run.exclusive(), _terminate_as_interrupt():
+            self.record = replace(self.record, status="running", error=None)
+            trackers = [(ref.name, ref.make()) for ref in self.recipe.tracking]
+            self.observers = Observers(installed_plugins(), trackers, self.warn)
+            self.console.say(f"{self.record.name}: {run.dir}")
+            try:
+                with self.console.quiet(run.path("debug.log")):
+                    self.stage("prepare", self.prepare)
+                    self.observers.tell("ftkit_run_started", run=run, record=self.record)
+                    self.stage("baseline", self.baseline)
+                    self.stage("train", self.train)
+                    self.stage("evaluate", self.evaluate)
+                    self.stage("report", self.report)
+            except KeyboardInterrupt:
+                self.failed("interrupted", "interrupted")
+                raise Interrupted(f"interrupted in {run.dir}", f"go on with: ftkit run --resume {run.dir}") from None
+            except Exception as error:
+                self.failed("failed", str(error) if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}")
+                if isinstance(error, FtkitError):
+                    raise
+                raise _explained(error, run) from error
+            finally:
+                self.observers.close()
+            shutil.rmtree(run.path(".work"), ignore_errors=True)
+        return run
+
+    # ---- the stages
+
+    def prepare(self) -> dict[str, Any]:
+        found = preflight(self.recipe)
+        found.raise_errors(self.recipe)
+        assert found.task is not None
+        for finding in found.findings:
+            if finding.level == "note":
+                self.console.say(f"  note: {finding.message}")
+        for text in found.warnings:
+            self.warn(text)
+        self.run.save_task(found.task)
+        self.run.task = found.task
+        write_json(self.run.path("audit.json"), {**found.audit, "estimate": found.estimate})
+        lock = provenance.lock(self.recipe.source)
+        lock["data"] = {**found.task.source, "fingerprints": found.task.fingerprints, "prompt": found.task.prompt_hash}
+        lock["model"] = self.backend.identity(self.backend.base_model(), self.run)
+        lock["seed"] = self.recipe.seed
+        write_json(self.run.path("lock.json"), lock)
+        return {"rows": {split: len(part) for split, part in found.task.splits.items()}}
+
+    def baseline(self) -> dict[str, Any]:
+        base = self.backend.base_model()
+        extra = [m for m in self.backend.measurements(self.run.task, None)]
+        stats = self.measure(self.backend, [Measurement("baseline", base), *extra], reuse=self.reuse)
+        for ref in self.recipe.controls:
+            control = ref.make()
+            self.measure(control, [Measurement(f"control-{ref.name}", control.base_model())], reuse=self.reuse)
+        return stats
+
+    def train(self) -> dict[str, Any]:
+        with _follow(self.run.path("train", "log.jsonl"), self.logged):
+            model = self.backend.train(self.run.task, self.run)
+        write_json(self.run.path("train", "model.json"), model.to_dict())
+        ends = [row for row in self.run.log_rows() if row["event"] == "end"]
+        return {k: v for k, v in ends[-1].items() if k not in ("event", "time")} if ends else {}
+
+    def evaluate(self) -> dict[str, Any]:
+        tuned = self.run.model()
+        if tuned is None:
+            raise RunFailed("training handed over no model")
+        extra = list(self.backend.measurements(self.run.task, tuned))
+        return self.measure(self.backend, [Measurement("tuned", tuned), *extra])
+
+    def report(self) -> dict[str, Any]:
+        from .report import write_report
+
+        # The report speaks of this run as done: it is the last stage, and a reader finds it beside run.json.
+        self.save(status="done")
+        self.built = write_report([self.run], self.run.dir)
+        self.observers.tell("ftkit_run_finished", run=self.run, record=self.record, report=self.built)
+        return {}
+
+    # ---- what the stages share
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Do one stage unless it is done; its record is on disk before and after."""
+        before = next((s for s in self.record.stages if s.name == name), None)
+        if before and before.status == "done":
+            return
+        self.console.say(f"{name} ...")
+        record = StageRecord(name, "running", utc_now(), seconds=before.seconds if before else None)
+        self.save_stage(record)
+        began = time.monotonic()
+        try:
+            meta = work()
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.save_stage(replace(record, status=status, seconds=_spent(record, began), error=str(error) or status))
+            raise
+        record = replace(record, status="done", seconds=_spent(record, began), usd=meta.get("usd"), meta=meta)
+        self.save_stage(record)
+        self.console.say(f"{name}: done in {clock(time.monotonic() - began)}{_headline(self.run, name)}")
+        self.observers.tell("ftkit_stage_finished", run=self.run, stage=record)
+
+    def measure(self, backend: Backend, measurements: Sequence[Measurement], reuse: bool = False) -> dict[str, Any]:
+        names = [m.name for m in measurements]
+        if len(set(names)) != len(names):
+            raise RunFailed(f"backend {backend.name!r} asks for two measurements of one name: {', '.join(names)}")
+        self.save(systems=tuple(dict.fromkeys([*self.record.systems, *names])))
+        for measurement in measurements:
+            if reuse:
+                self.reuse_predictions(backend, measurement)
+        return measure_all(self.run, backend, measurements, self.evaluators, self.console.progress)
+
+    def reuse_predictions(self, backend: Backend, measurement: Measurement) -> None:
+        """Copy the predictions of another run beside this one that asked the same model the same things."""
+        folder = self.run.path(measurement.name)
+        if folder.exists():
+            return
+        key = json.loads(json.dumps(key_of(self.run, backend, measurement)))
+        for other in list_runs(self.run.dir.parent):
+            source = other.path(measurement.name)
+            if other.id == self.run.id or not (source / "predictions.jsonl").exists() or not (source / "key.json").exists():
+                continue
+            if read_json(source / "key.json") == key:
+                staging = self.run.scratch("reuse") / measurement.name
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
+                for name in _PREDICTION_FILES:
+                    if (source / name).exists():
+                        shutil.copyfile(source / name, staging / name)
+                write_json(staging / "cost.json", {**read_json(staging / "cost.json"), "reused_from": other.id})
+                staging.rename(folder)
+                self.console.say(f"  {measurement.name}: the predictions of {other.id} are reused (same model, rows and settings)")
+                return
+
+    def logged(self, event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event.get("max_steps"):
+            parts = [f"loss {event['loss']:.3f}"] if event.get("loss") is not None else []
+            if event.get("tokens_per_second"):
+                parts.append(f"{event['tokens_per_second']:.0f} tokens/s")
+            self.console.progress("step", event["step"], event["max_steps"], event.get("seconds", 0.0), ", ".join(parts))
+        elif event["event"] == "warning":
+            self.warn(event["message"])
+        self.observers.tell("ftkit_metrics_logged", run=self.run, event=event)
+
+    def warn(self, text: str) -> None:
+        self.console.warn(text)
+        if text not in self.record.warnings:
+            self.save(warnings=(*self.record.warnings, text))
+
+    def failed(self, status: str, why: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            self.save(status=status, error=why)
+        self.observers.tell("ftkit_run_failed", run=self.run, record=self.record)
+
+    def save(self, **changes: Any) -> None:
+        with self.lock:  # observers and the log's follower warn from threads of their own
+            self.record = replace(self.record, **changes)
+            self.run.save_record(self.record)
+
+    def save_stage(self, stage: StageRecord) -> None:
+        with self.lock:
+            self.save(stages=(*(s for s in self.record.stages if s.name != stage.name), stage))
+
+
+def _spent(record: StageRecord, began: float) -> float:
+    """Seconds of a stage, those of interrupted attempts included."""
+    return round((record.seconds or 0.0) + time.monotonic() - began, 3)
+
+
+def _headline(run: RunContext, stage: str) -> str:
+    from .console import number
+
+    name = {"baseline": "baseline", "evaluate": "tuned"}.get(stage)
+    if name is None:
+        return ""
+    metric = next(iter(run.metrics(name).values()), None)
+    return f" ({metric.name} {number(metric.value, metric.unit)})" if metric else ""
+
+
+def _explained(error: Exception, run: RunContext) -> FtkitError:
+    log = f"the full log is {run.dir / 'debug.log'}; --debug shows the traceback"
+    resume = f"when the cause is mended: ftkit run --resume {run.dir}"
+    if isinstance(error, OSError) and error.errno == 28:
+        return RunFailed(f"the disk is full: {error.filename or run.dir}", resume)
+    return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", f"{log}\n  {resume}")
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: recorded and resumable. Only the main thread may set handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _follow(path: Path, tell: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call `tell` for each line that is added to a JSON Lines file meanwhile, from any process."""
+    start = path.stat().st_size if path.exists() else 0
+    stop = threading.Event()
+
+    def work() -> None:
+        position, rest = start, b""
+        while True:
+            ended = stop.is_set()
+            if path.exists():
+                with open(path, "rb") as file:
+                    file.seek(position)
+                    data = file.read()
+                position += len(data)
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    with contextlib.suppress(ValueError):
+                        tell(json.loads(line))
+            if ended:
+                return
+            stop.wait(0.2)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+

@@ -1,0 +1,94 @@
+"""The embedded way to try ftkit: a tiny base model, generated dialogues, and a rule to compare with.
+
+The model is in `model/`, made from nothing by `make_model.py`; recipes name it as
+`package:ftkit_quickstart/model`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from pydantic import Field
+
+from ftkit.api import Backend, DatasetLoader, Options, Session
+from ftkit.hookspecs import hookimpl
+from ftkit.records import Example, Generation, ModelRef, Prediction, Task
+from ftkit.store import RunContext
+
+
+class DialogueOptions(Options):
+    """How many dialogues are generated."""
+
+    train_rows: int = Field(4000, gt=0, description="training dialogues")
+    validation_rows: int = Field(100, ge=0, description="validation dialogues")
+    test_rows: int = Field(200, gt=0, description="test dialogues")
+    data_seed: int = Field(0, ge=0, description="seed of the generator")
+
+
+class QuickstartDialogues(DatasetLoader):
+    """Messenger dialogues with a one-sentence summary, an intent and the facts: who, what, where, when.
+
+    The test split holds out names, places and phrasings, and shares no dialogue with train.
+    """
+
+    name = "quickstart-dialogues"
+    summary = "generated messenger dialogues with summaries, intents and facts"
+    Options = DialogueOptions
+
+    def load(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        from ._dialogues import rows
+
+        sizes = {"train": self.options.train_rows, "validation": self.options.validation_rows, "test": self.options.test_rows}
+        return {split: rows(split, size, self.options.data_seed) for split, size in sizes.items() if size}
+
+    def about(self) -> dict[str, Any]:
+        return {"licence": "Apache-2.0", "generator": "ftkit_quickstart"}
+
+
+class FirstSentencesOptions(Options):
+    """Which part of the input is the answer."""
+
+    sentences: int = Field(2, gt=0, description="lines of the input that make up the answer")
+
+
+class FirstSentences(Backend):
+    """A rule instead of a model: the first lines of the input are the summary. What a model has to beat."""
+
+    name = "first-sentences"
+    summary = "a rule: the first lines of the input (what a summariser has to beat)"
+    Options = FirstSentencesOptions
+
+    def base_model(self) -> ModelRef:
+        return ModelRef("rule", f"first {self.options.sentences} lines")
+
+    def train(self, task: Task, run: RunContext) -> ModelRef:
+        return self.base_model()  # a rule learns nothing
+
+    def load(self, model: ModelRef, run: RunContext) -> AbstractContextManager[Session]:
+        return contextlib.nullcontext(_Rule(self.options.sentences))
+
+
+class _Rule(Session):
+    def __init__(self, sentences: int) -> None:
+        self.sentences = sentences
+
+    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+        for batch in batches:
+            yield [
+                Prediction(e.id, " ".join(e.input.splitlines()[: self.sentences]), sample)
+                for e in batch
+                for sample in range(generation.samples)
+            ]
+
+
+@hookimpl
+def ftkit_datasets() -> list[type[DatasetLoader]]:
+    return [QuickstartDialogues]
+
+
+@hookimpl
+def ftkit_backends() -> list[type[Backend]]:
+    return [FirstSentences]

@@ -1,0 +1,159 @@
+"""Backends that fine-tune on this machine with TRL: QLoRA (4-bit), LoRA, and all weights.
+
+Light: what imports torch lives in `_model`, `_render`, `_generate` and `_train`, imported when used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ftkit.api import Backend, Options, Requires, Session
+from ftkit.hookspecs import hookimpl
+from ftkit.records import Example, Finding, ModelRef, Rendered, Task
+from ftkit.store import RunContext
+
+_MODULES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+class TrainOptions(Options):
+    """Options that all three backends share."""
+
+    base_model: str = Field(description="hub id, folder, or package:NAME/FOLDER of a model inside an installed package")
+    revision: str | None = Field(None, description="hub revision of the model; the run's lock records the commit used")
+    chat_template: str = Field(
+        "auto", description="auto (the tokenizer's own, or plain where it has none), plain, or a .jinja file"
+    )
+    template_date: str = Field("26 Jul 2024", description="what chat templates that insert today's date get instead")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on CPU"
+    )
+    attn_implementation: str | None = Field(None, description="attention kernel, as transformers names it")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field("cosine", description="schedule")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    max_steps: int | None = Field(None, gt=0, description="optimizer steps; overrides num_epochs")
+    num_epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    micro_batch_size: int = Field(4, gt=0, description="examples per forward pass and device")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="forward passes per optimizer step")
+    sequence_len: int = Field(512, ge=16, description="tokens per example; a longer prompt is cut in its middle")
+    group_by_length: bool = Field(False, description="batch examples of like length: less padding, less random order")
+    optimizer: str = Field("adamw_torch", description="optimizer, as transformers names it")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about 30 % slower")
+
+    eval_batch_size: int = Field(32, gt=0, description="prompts generated together; the unit of resume")
+    eval_steps: int | None = Field(None, gt=0, description="every so many steps, measure the validation sample")
+    eval_samples: int = Field(32, gt=0, description="validation rows in that sample")
+    keep_best: bool = Field(False, description="hand over the best of these measurements instead of the last step")
+    save_steps: int = Field(100, gt=0, description="steps between checkpoints that a killed run resumes from")
+    logging_steps: int = Field(5, gt=0, description="steps between logged losses")
+    allow_slow: bool = Field(False, description="start even where the estimate says many hours on this machine")
+
+    renamed: ClassVar[dict[str, str]] = {
+        "model_name_or_path": "base_model", "model": "base_model", "model_id": "base_model", "model_name": "base_model",
+        "cutoff_len": "sequence_len", "max_length": "sequence_len", "max_seq_length": "sequence_len", "max_seq_len": "sequence_len",
+        "per_device_train_batch_size": "micro_batch_size", "batch_size": "micro_batch_size",
+        "per_device_eval_batch_size": "eval_batch_size",
+        "num_train_epochs": "num_epochs", "epochs": "num_epochs", "lr": "learning_rate",
+        "lr_scheduler_type": "lr_scheduler", "optim": "optimizer", "torch_dtype": "dtype", "template": "chat_template",
+    }  # fmt: skip
+
+
+class LoraOptions(TrainOptions):
+    """Options of the two adapter methods."""
+
+    lora_r: int = Field(16, gt=0, description="rank of the adapter")
+    lora_alpha: int = Field(32, gt=0, description="scale of the adapter: alpha / r")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of the adapter")
+    lora_target_modules: list[str] | Literal["all-linear"] = Field(
+        ["q_proj", "v_proj"], description="names of the layers that get an adapter, or all-linear"
+    )
+
+    renamed: ClassVar[dict[str, str]] = {
+        **TrainOptions.renamed,
+        "r": "lora_r", "lora_rank": "lora_r", "rank": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout",
+        "target_modules": "lora_target_modules", "lora_target": "lora_target_modules",
+    }  # fmt: skip
+
+
+class TrlSftLora(Backend):
+    """LoRA: the base model in its own precision, a small adapter is trained."""
+
+    name = "trl-sft-lora"
+    summary = "LoRA with TRL's SFTTrainer on this machine"
+    Options = LoraOptions
+    requires = Requires(_MODULES, "ftkit[trl]")
+    quantised: ClassVar[bool] = False
+    adapter: ClassVar[bool] = True
+
+    def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
+        from ._check import findings
+
+        return findings(self, task)
+
+    def estimate(self, task: Task | None) -> dict[str, Any]:
+        from ._check import estimate
+
+        return estimate(self, task)
+
+    def render(self, examples: Iterable[Example]) -> Iterator[Rendered]:
+        from ._model import load_tokenizer
+        from ._render import render
+
+        tokenizer = load_tokenizer(self.options)
+        return (render(tokenizer, example, self.options) for example in examples)
+
+    def base_model(self) -> ModelRef:
+        uri = self.options.base_model
+        kind = "path" if uri.startswith(("package:", "/", "./", "../", "~")) else "hub"
+        return ModelRef(kind, uri, meta={"revision": self.options.revision} if self.options.revision else {})
+
+    def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
+        from ._model import identity
+
+        return identity(self, model, run)
+
+    def train(self, task: Task, run: RunContext) -> ModelRef:
+        from ._train import train
+
+        return train(self, task, run)
+
+    def load(self, model: ModelRef, run: RunContext) -> AbstractContextManager[Session]:
+        from ._generate import open_session
+
+        return open_session(self, model, run)
+
+    @property
+    def eval_batch_size(self) -> int:
+        size: int = self.options.eval_batch_size
+        return size
+
+
+class TrlSftQlora(TrlSftLora):
+    """QLoRA: the base model in 4-bit NF4 (double quantisation), a small adapter is trained."""
+
+    name = "trl-sft-qlora"
+    summary = "QLoRA (4-bit NF4) with TRL's SFTTrainer on this machine"
+    requires = Requires((*_MODULES, "bitsandbytes"), "ftkit[trl]")
+    quantised = True
+
+
+class TrlSftFull(TrlSftLora):
+    """Full fine-tuning: all weights are trained."""
+
+    name = "trl-sft-full"
+    summary = "full fine-tuning with TRL's SFTTrainer on this machine"
+    Options = TrainOptions
+    adapter = False
+
+
+@hookimpl
+def ftkit_backends() -> list[type[Backend]]:
+    return [TrlSftQlora, TrlSftLora, TrlSftFull]

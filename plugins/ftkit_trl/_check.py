@@ -1,0 +1,133 @@
+"""What can be known before training: does the model exist, does it fit, how long would it take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from ftkit.console import clock
+from ftkit.errors import InputError
+from ftkit.records import Finding, Task
+
+from ._model import device, dtype, load_config, load_tokenizer
+
+if TYPE_CHECKING:
+    from . import TrainOptions, TrlSftLora
+
+_TOO_LONG = 3 * 3600.0  # seconds on a CPU that nobody starts by accident
+
+
+def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
+    """Yield what would stop or spoil the run."""
+    options = backend.options
+    if task is not None and not task.train:
+        yield Finding("error", "there are no training rows", "set dataset.splits.train", "dataset.splits.train")
+    if options.keep_best and not options.eval_steps:
+        yield Finding("error", "keep_best needs eval_steps: there is nothing to choose by", key="backend.keep_best")
+    if options.eval_steps and task is not None and not task.validation:
+        yield Finding("error", "eval_steps needs validation rows", "set dataset.splits.validation", "backend.eval_steps")
+    if backend.quantised and device().type == "mps":
+        yield Finding("error", "4-bit training does not work on Apple GPUs", "use plugin trl-sft-lora", "backend.plugin")
+    try:
+        model = _skeleton(options)
+        load_tokenizer(options)
+    except InputError as error:
+        hint = error.hint or ""
+        if device().type == "cpu":
+            hint += "\n  this machine has no GPU: `ftkit run quickstart` works on a CPU without any download"
+        yield Finding("error", error.message, hint.strip() or None, "backend.base_model")
+        return
+    if backend.adapter:
+        names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        wanted = options.lora_target_modules
+        for name in [] if wanted == "all-linear" else wanted:
+            if name not in names:
+                yield Finding("error", f"the model has no linear layer {name!r}", f"it has: {', '.join(sorted(names))}",
+                              "backend.lora_target_modules")  # fmt: skip
+    found = estimate(backend, task)
+    seconds = found.get("seconds")
+    if device().type == "cpu" and seconds and seconds > _TOO_LONG and not options.allow_slow:
+        yield Finding(
+            "error",
+            f"this machine has no GPU, and a model of {found['parameters'] / 1e9:.2f}B parameters would take about "
+            f"{clock(seconds)} on its CPU (a rough estimate)",
+            "run it on a GPU; or try `ftkit run quickstart`, a smaller backend.base_model, fewer backend.max_steps; "
+            "or insist with --set backend.allow_slow=true",
+            "backend.base_model",
+        )
+    memory = found.get("memory_bytes")
+    if device().type == "cuda" and memory and memory > torch.cuda.mem_get_info()[0]:
+        free = torch.cuda.mem_get_info()[0]
+        yield Finding(
+            "warning",
+            f"needs about {memory / 1e9:.1f} GB (a rough estimate), and this GPU has {free / 1e9:.1f} GB free",
+            "lower backend.micro_batch_size or backend.sequence_len, or set backend.gradient_checkpointing",
+        )
+
+
+def estimate(backend: TrlSftLora, task: Task | None) -> dict[str, Any]:
+    """Return rough `parameters`, `memory_bytes`, `seconds` of the whole run, or `not_estimated` and why.
+
+    Floating-point operations: 2 per parameter and token forward, 4 more backward. Memory: weights,
+    16 bytes per trained parameter (value, gradient, two moments), activations, logits. Not calibrated.
+    """
+    options = backend.options
+    try:
+        config, model = load_config(options).get_text_config(), _skeleton(options)
+    except InputError as error:
+        return {"not_estimated": error.message}
+    parameters = sum(p.numel() for p in model.parameters())
+    hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    width = torch.empty(0, dtype=dtype(options)).element_size()
+    embeddings = vocabulary * hidden
+    weights = embeddings * width + (parameters - embeddings) * (0.55 if backend.quantised else width)
+    trained = parameters if not backend.adapter else _adapter_parameters(model, options)
+    batch_tokens = options.micro_batch_size * options.sequence_len
+    activations = batch_tokens * (layers * hidden * 34 * (0.15 if options.gradient_checkpointing else 1) + vocabulary * 8)
+    facts: dict[str, Any] = {"parameters": parameters, "memory_bytes": int(weights + 16 * trained + activations)}
+    if task is not None and device().type == "cpu":
+        steps = options.max_steps or options.num_epochs * len(task.train) / (options.micro_batch_size * options.gradient_accumulation_steps)
+        per_example = min(options.sequence_len, _mean_length(task) / 3)  # about three characters a token
+        learned = steps * options.micro_batch_size * options.gradient_accumulation_steps * per_example
+        measured = 2 * len(task.test) * (per_example + 64)
+        facts["seconds"] = round(2 * parameters * (3 * learned + measured) / _operations_per_second(), 1)
+    return facts
+
+
+def _skeleton(options: TrainOptions) -> Any:
+    """Return the model without its weights: shapes and names only, no memory, no download."""
+    config = load_config(options)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code)
+
+
+def _adapter_parameters(model: Any, options: Any) -> int:
+    wanted = options.lora_target_modules
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (name.rsplit(".", 1)[-1] in wanted if wanted != "all-linear" else not name.endswith("lm_head"))
+    ]
+    return sum(options.lora_r * (m.in_features + m.out_features) for m in layers)
+
+
+def _mean_length(task: Task) -> float:
+    rows = task.train[:500] or task.test[:500]
+    return sum(len(e.messages[-1].content) + len(e.targets[0]) for e in rows if e.messages) / max(1, len(rows))
+
+
+@lru_cache(maxsize=1)
+def _operations_per_second() -> float:
+    """Measure this CPU's fp32 rate on a product of middling size, in operations per second."""
+    a, b = torch.randn(512, 1024), torch.randn(1024, 1024)
+    a @ b
+    began = time.perf_counter()
+    for _ in range(8):
+        a @ b
+    return 8 * 2 * 512 * 1024 * 1024 / (time.perf_counter() - began) / 2  # training reaches about half of it

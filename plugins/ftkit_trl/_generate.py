@@ -1,0 +1,109 @@
+"""Answer planned batches with a loaded model."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftkit.api import Session
+from ftkit.records import Example, Generation, ModelRef, Prediction
+from ftkit.store import RunContext
+
+from ._model import load_model, load_tokenizer, peak_memory
+from ._render import cut_middle, encode, end_ids, prompt_text, render
+
+if TYPE_CHECKING:
+    from . import TrainOptions, TrlSftLora
+
+
+class TrlSession(Session):
+    """A model on this machine."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.ends = sorted(end_ids(tokenizer, options))
+
+    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+        for batch in batches:
+            yield self.answer(batch, generation)
+
+    @torch.inference_mode()
+    def answer(self, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
+        """Return `generation.samples` predictions per example, generated in one left-padded batch."""
+        began = time.monotonic()
+        context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        limit = max(16, context - generation.max_new_tokens)
+        prompts = [
+            cut_middle(encode(self.tokenizer, prompt_text(self.tokenizer, e, self.options)), limit) for e in batch
+        ]
+        inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)  # (B, T)
+        arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if generation.temperature > 0:
+            torch.manual_seed(_batch_seed(generation, batch))
+            arguments = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=generation.max_new_tokens,
+            num_return_sequences=generation.samples,
+            eos_token_id=self.ends,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **arguments,
+        )  # (B * samples, T + new)
+        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
+        latency = (time.monotonic() - began) / len(rows)
+        predictions = []
+        for i, row in enumerate(rows):
+            example = batch[i // generation.samples]
+            stop = next((n for n, token in enumerate(row) if token in self.ends), None)
+            answer = row if stop is None else row[:stop]
+            predictions.append(
+                Prediction(
+                    example_id=example.id,
+                    text=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
+                    sample=i % generation.samples,
+                    finish_reason="length" if stop is None else "stop",
+                    tokens_in=len(prompts[i // generation.samples]),
+                    tokens_out=len(answer) + (stop is not None),
+                    latency=round(latency, 4),
+                )
+            )
+        return predictions
+
+    @torch.inference_mode()
+    def loss(self, batch: Sequence[Example]) -> list[float]:
+        losses = []
+        for example in batch:
+            shown = render(self.tokenizer, example, self.options)
+            ids = torch.tensor([shown.ids], device=self.model.device)  # (1, T)
+            logits = self.model(input_ids=ids).logits[0, shown.n_prompt - 1 : -1].float()  # (learned, vocabulary)
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[0, shown.n_prompt :]).item())
+        return losses
+
+    def stats(self) -> dict[str, Any]:
+        return {"peak_memory": peak_memory(), "device": str(self.model.device)}
+
+
+def _batch_seed(generation: Generation, batch: Sequence[Example]) -> int:
+    """A seed of the batch's own, so that sampled text does not depend on which batches came before."""
+    import zlib
+
+    return zlib.crc32(f"{generation.seed} {batch[0].id}".encode("utf-8", "surrogatepass"))
+
+
+@contextlib.contextmanager
+def open_session(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> Iterator[TrlSession]:
+    """Load `ref` and its tokenizer; the memory is free again afterwards."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    model = load_model(backend, ref, run).eval()
+    try:
+        yield TrlSession(model, load_tokenizer(backend.options), backend.options)
+    finally:
+        del model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,233 @@
+"""Supervised fine-tuning with TRL, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, set_seed
+
+from ftkit.errors import RunFailed
+from ftkit.measure import plan
+from ftkit.records import Example, ModelRef, Task
+from ftkit.store import RunContext, write_atomic
+
+from ._generate import TrlSession
+from ._model import device, dtype, load_base, load_tokenizer, peak_memory
+from ._render import render
+
+if TYPE_CHECKING:
+    from . import TrainOptions, TrlSftLora
+
+_WHOLE = "ftkit-complete"  # a file in a checkpoint that was written to its end
+
+
+def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
+    """Train on `task.train`, hand over `train/model/` (safetensors, no pickle), and return its handle."""
+    from trl import SFTTrainer
+
+    options = backend.options
+    set_seed(run.seed)
+    tokenizer = load_tokenizer(options)
+    rows = [render(tokenizer, example, options) for example in task.train]
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [row.ids for row in rows],
+            "labels": [[i if on else -100 for i, on in zip(row.ids, row.learned, strict=True)] for row in rows],
+        }
+    )
+    checkpoints = run.scratch("checkpoints")
+    trainer = SFTTrainer(
+        model=load_base(backend),
+        args=_arguments(options, checkpoints, run.seed),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=_lora(options) if backend.adapter else None,
+        callbacks=[_Checkpoints()],
+    )
+    watch = _Watch(trainer.model, tokenizer, options, task, run)
+    trainer.add_callback(watch)
+    for parameter in trainer.model.parameters():
+        # TRL casts a QLoRA adapter to bf16, in which small updates are rounded away; in fp32 they are kept.
+        if parameter.requires_grad and backend.adapter:
+            parameter.data = parameter.data.float()
+
+    began = time.monotonic()
+    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    seconds = time.monotonic() - began
+
+    # Written beside and renamed: a folder named train/model is whole.
+    target, staging = run.path("train", "model"), run.scratch("model")
+    shutil.rmtree(staging)
+    best = run.scratch("best")
+    if options.keep_best and (best / "metric.json").exists():
+        shutil.copytree(best, staging, ignore=shutil.ignore_patterns("metric.json"))
+    else:
+        _save(trainer.model, staging, options)
+    tokenizer.save_pretrained(staging)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(staging, target)
+    state = trainer.state
+    run.log(
+        "end",
+        steps=state.global_step,
+        seconds=round(seconds, 2),
+        tokens=int(state.num_input_tokens_seen),
+        peak_memory=peak_memory(),
+        trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        device=str(device()),
+        dtype=str(dtype(options)).removeprefix("torch."),
+    )
+    if backend.adapter:
+        return ModelRef("adapter", "train/model", base=options.base_model)
+    return ModelRef("path", "train/model", base=options.base_model, meta={"trained": True})
+
+
+def _arguments(options: TrainOptions, output: Path, seed: int) -> Any:
+    from trl import SFTConfig
+
+    kind, where = dtype(options), device()
+    return SFTConfig(
+        output_dir=str(output),
+        max_length=None,  # `render` has already cut what is too long, and it keeps the answer
+        dataset_kwargs={"skip_prepare_dataset": True},
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.lr_scheduler,
+        warmup_steps=options.warmup_steps,
+        max_steps=options.max_steps or -1,
+        num_train_epochs=options.num_epochs,
+        per_device_train_batch_size=options.micro_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        train_sampling_strategy="group_by_length" if options.group_by_length else "random",
+        optim=options.optimizer,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        gradient_checkpointing=options.gradient_checkpointing,
+        bf16=kind == torch.bfloat16 and where.type == "cuda",
+        fp16=kind == torch.float16 and where.type == "cuda",
+        use_cpu=where.type == "cpu",
+        dataloader_pin_memory=where.type == "cuda",
+        logging_steps=options.logging_steps,
+        logging_first_step=True,
+        include_num_input_tokens_seen="non_padding",
+        save_strategy="steps",
+        save_steps=options.save_steps,
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _lora(options: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=options.lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _save(model: Any, folder: Path, options: TrainOptions) -> None:
+    """Save adapter or weights as safetensors; the adapter's config names the base as the recipe does."""
+    model.save_pretrained(folder)
+    config = folder / "adapter_config.json"
+    if config.exists():
+        write_atomic(config, json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": options.base_model}, indent=2))
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; a torn one is removed."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for path in [p for p in found if not (p / _WHOLE).exists()]:
+        shutil.rmtree(path)
+    whole = [p for p in found if p.exists()]
+    return str(whole[-1]) if whole else None
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint after it is whole: the Trainer does not write them atomically."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        os.sync()
+        (folder / _WHOLE).touch()
+
+
+class _Watch(TrainerCallback):
+    """Logs loss and throughput, and every `eval_steps` the evaluator's own metric on a validation sample."""
+
+    def __init__(self, model: Any, tokenizer: Any, options: TrainOptions, task: Task, run: RunContext) -> None:
+        self.session = TrlSession(model, tokenizer, options)
+        self.options, self.run = options, run
+        self.sample = {e.id: e for e in task.validation[: options.eval_samples]} if options.eval_steps else {}
+        self.best = run.scratch("best")
+        self.began, self.measuring, self.first_tokens = 0.0, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began, self.first_tokens = time.monotonic(), int(state.num_input_tokens_seen)
+        if state.global_step == 0:
+            self.measure(0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not torch.isfinite(torch.tensor(logs["loss"])):
+            raise RunFailed(f"the loss is {logs['loss']} at step {state.global_step}", "lower backend.learning_rate, or use another dtype")
+        seconds = time.monotonic() - self.began - self.measuring
+        tokens = int(state.num_input_tokens_seen)
+        self.run.log(
+            "step",
+            step=state.global_step,
+            max_steps=state.max_steps,
+            loss=logs["loss"],
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+            tokens=tokens,
+            tokens_per_second=round((tokens - self.first_tokens) / max(seconds, 1e-9), 1),
+            seconds=round(time.monotonic() - self.began, 2),
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.options.eval_steps and (state.global_step % self.options.eval_steps == 0 or state.global_step == state.max_steps):
+            self.measure(state.global_step)
+
+    def measure(self, step: int) -> None:
+        """Generate on the validation sample, score it, and keep the weights if they are the best so far."""
+        if not self.sample:
+            return
+        began = time.monotonic()
+        model, generation = self.session.model, self.run.recipe.generation
+        model.eval()
+        examples: list[Example] = list(self.sample.values())
+        batches = [[self.sample[i] for i in ids] for ids in plan(examples, self.options.eval_batch_size)]
+        predictions = [p for batch in self.session.generate(batches, generation) for p in batch]
+        model.train()
+        metrics = {m.name: m for m in self.run.evaluate(examples, predictions)}
+        self.measuring += time.monotonic() - began
+        self.run.log("eval", step=step, n=len(examples), **{name: round(m.value, 6) for name, m in metrics.items()})
+        primary = metrics.get(self.run.recipe.evaluators[0].make().primary)
+        if self.options.keep_best and step > 0 and primary and self.is_better(primary.value, bool(primary.higher_is_better)):
+            staging = self.run.scratch("best-new")
+            shutil.rmtree(staging)
+            _save(model, staging, self.options)
+            write_atomic(staging / "metric.json", json.dumps({"step": step, "value": primary.value}))
+            shutil.rmtree(self.best)
+            os.replace(staging, self.best)
+
+    def is_better(self, value: float, higher: bool) -> bool:
+        path = self.best / "metric.json"
+        if not path.exists():
+            return True
+        best: float = json.loads(path.read_text())["value"]
+        return value > best if higher else value < best

@@ -1,0 +1,179 @@
+"""Reports made by hand for the tests of rendering."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from ftkit.records import Curve, Delta, Metric, Pair, Report, Section, System
+
+HOSTILE = (
+    "</script><script>document.title='owned'</script><!-- <img src=x onerror=alert(1)> \x1b[31mred \x00 \ud800 "
+    "\u202egnp.exe \u2028 <|eot_id|> | pipe `tick` [link](http://evil.test) @someone {{ 7 * 7 }}"
+)
+
+
+def metric(name: str, value: float, n: int = 200, **more: object) -> Metric:
+    low, high = value - 0.02, value + 0.021
+    return Metric(**{"name": name, "value": value, "low": low, "high": high, "n": n, **more})  # type: ignore[arg-type]
+
+
+def system(name: str, role: str, value: float, run: str = "run-a", **more: object) -> System:
+    metrics = {
+        "overlap2": metric("overlap2", value * 0.6),
+        "overlap1": metric("overlap1", value),
+        "words": Metric("words", 12 + 30 * (1 - value), n=198, n_unscored=2, unit="words", higher_is_better=None),
+    }
+    return System(
+        **{  # type: ignore[arg-type]
+            "name": name,
+            "run": run,
+            "stage": role,
+            "role": role,
+            "metrics": metrics,
+            "model": "acme/tiny-1b",
+            "method": "some-trainer",
+            "seconds": 83.2,
+            "train_seconds": None if role == "baseline" else 4210.0,
+            "usd": None if role == "baseline" else 0.42,
+            "tokens_in": 41_230,
+            "tokens_out": 9_120,
+            "peak_memory": 2_340_000_000,
+            **more,
+        }
+    )
+
+
+def sample_report(**more: object) -> Report:
+    rng = random.Random(7)
+    systems = (system("baseline", "baseline", 0.1523), system("tuned", "tuned", 0.4719))
+    people = ("Anna", "Ben", "Chloé", "Dmitri", "結衣")
+    pairs = []
+    for i in range(60):
+        who, other = rng.sample(people, 2)
+        before, after = rng.uniform(0, 0.4), rng.uniform(0.1, 0.9)
+        pairs.append(
+            Pair(
+                f"test-{i:03d}",
+                f"{who}: hey, are you coming to the cinema on Friday?\n{other}: I can't, my sister is visiting.\n"
+                f"{who}: oh no! Saturday then?\n{other}: Saturday at {i % 12 + 1} works, I'll get the tickets.",
+                (f"{who} and {other} will go to the cinema on Saturday at {i % 12 + 1}.",),
+                {
+                    "baseline": {"text": f"{who}: hey, are you coming\n{other}: I can't", "score": before},
+                    "tuned": {"text": f"{other} will meet {who} at the cinema on Saturday.", "score": after},
+                },
+                delta=after - before,
+            )
+        )
+    failed = {**pairs[3].answers, "tuned": {"text": "", "score": None, "error": "timed out after 60 s"}}
+    pairs[3] = replace(pairs[3], answers=failed, delta=None)
+    steps = range(0, 301, 50)
+    report = {
+        "title": "tiny chats: does QLoRA help?",
+        "verdict": "Fine-tuning made the summaries clearly better",
+        "verdict_detail": "Same prompt, settings and 200 test dialogues for both; one training seed.",
+        "primary": "overlap1",
+        "systems": systems,
+        "deltas": (
+            Delta("baseline", "tuned", "overlap1", 0.3196, 0.301, 0.338, 0.0001, 200, verdict="better"),
+            Delta("baseline", "tuned", "overlap2", 0.1918, 0.17, 0.21, 0.0001, 200),
+            Delta("baseline", "tuned", "words", -9.59, -10.4, -8.8, 0.0001, 198, unit="words"),
+        ),
+        "pairs": tuple(pairs),
+        "curves": (
+            Curve("run-a", "training", "loss", tuple([s, 3.1 * 0.99**s + 0.6 + rng.random() / 5] for s in range(301))),
+            Curve("run-a", "validation", "loss", tuple([s, 3.0 * 0.99**s + 0.8] for s in steps)),
+            Curve("run-a", "validation sample", "overlap1", tuple([s, 0.15 + s / 900] for s in steps)),
+        ),
+        "runs": (
+            {
+                "id": "run-a",
+                "name": "tiny-qlora",
+                "status": "done",
+                "started": "2026-11-23T15:42:10Z",
+                "stages": [
+                    {"name": "baseline", "status": "done", "seconds": 83.2, "usd": None, "error": None},
+                    {"name": "train", "status": "done", "seconds": 4210.0, "usd": 0.42, "error": None},
+                ],
+                "recipe": "name: tiny-qlora\nseed: 42\n",
+                "lock": {"packages": {"ftkit": "0.1.0"}},
+            },
+        ),
+        "warnings": ("12 of 200 test inputs also occur in the training rows.",),
+        "notes": ("This small model is a stand-in for trying the tool.",),
+        "sections": (
+            Section(
+                "Facts",
+                (
+                    {"kind": "text", "text": "How many of the facts are right."},
+                    {"kind": "table", "header": ["slot", "right"], "rows": [["who", 0.71], ["when", 0.64]]},
+                    {"kind": "examples", "examples": [{"title": "A wrong name", "text": "Anna, not Ben"}]},
+                ),
+            ),
+        ),
+        "created": "2026-11-23 16:55 UTC",
+        "version": "0.1.0",
+    }
+    return Report(**{**report, **more})  # type: ignore[arg-type]
+
+
+def hostile_report() -> Report:
+    pair = Pair(HOSTILE, HOSTILE, (HOSTILE,), {HOSTILE: {"text": HOSTILE, "score": 0.5, "error": None}}, delta=0.1)
+    return sample_report(
+        title=HOSTILE,
+        verdict=HOSTILE,
+        verdict_detail=HOSTILE,
+        warnings=(HOSTILE,),
+        notes=(HOSTILE,),
+        systems=(system(HOSTILE, HOSTILE, 0.4, run=HOSTILE, model=HOSTILE, method=HOSTILE),),
+        deltas=(Delta(HOSTILE, HOSTILE, "overlap1", 0.1, 0.0, 0.2, 0.5, 9, verdict=HOSTILE),),
+        pairs=(pair,),
+        curves=(Curve(HOSTILE, HOSTILE, HOSTILE, ([0, 1.0], [1, 0.5])),),
+        runs=({"id": HOSTILE, "name": HOSTILE, "status": HOSTILE, "recipe": HOSTILE, "lock": {HOSTILE: HOSTILE}},),
+        sections=(
+            Section(
+                HOSTILE,
+                (
+                    {"kind": "text", "text": HOSTILE},
+                    {"kind": "table", "header": [HOSTILE], "rows": [[HOSTILE]]},
+                    {"kind": "examples", "examples": [{"title": HOSTILE, "text": HOSTILE}]},
+                    {"kind": HOSTILE, "x": HOSTILE},
+                ),
+            ),
+        ),
+    )
+
+
+def large_report(n: int = 10_000) -> Report:
+    rng = random.Random(1)
+    names = ("baseline", "few-shot", "small rank", "large rank")
+    words = (
+        "meet",
+        "cinema",
+        "Friday",
+        "sister",
+        "ticket",
+        "train",
+        "late",
+        "dinner",
+        "bring",
+        "keys",
+        "doctor",
+        "rain",
+    )
+
+    def text(k: int) -> str:
+        return " ".join(rng.choices(words, k=k))
+
+    def pair(i: int) -> Pair:
+        scores = [rng.random() for _ in names]
+        answers = {name: {"text": text(20), "score": s, "error": None} for name, s in zip(names, scores, strict=True)}
+        return Pair(f"row-{i}", text(90), (text(20),), answers, delta=scores[-1] - scores[0])
+
+    systems = (
+        system("baseline", "baseline", 0.15),
+        system("few-shot", "control", 0.22),
+        system("small rank", "tuned", 0.43),
+        system("large rank", "tuned", 0.47, run="run-b"),
+    )
+    return sample_report(systems=systems, pairs=tuple(pair(i) for i in range(n)))

@@ -1,0 +1,444 @@
+"""Recipes: the right reading of what is right, and one clear message at its place for what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from pydantic import Field, model_validator
+
+import ftkit.records
+from ftkit.api import Backend, DatasetLoader, Evaluator, Options, Requires, Tracker
+from ftkit.errors import Problem, RecipeError
+from ftkit.hookspecs import hookimpl
+from ftkit.plugins import Owner, Plugins
+from ftkit.recipe import GenerationOptions, Recipe, load_recipe
+from ftkit.schema import recipe_schema
+from ftkit.yaml_source import MAX_BYTES, scalar
+
+
+class Launch(Options):
+    processes: int | Literal["auto"] = 1
+
+
+class SmallOptions(Options):
+    base_model: str
+    lora_r: int = Field(16, ge=1, description="rank of the adapter")
+    learning_rate: float = 2e-4
+    packing: bool = False
+    layers: tuple[str, ...] = ("q",)
+    kind: Literal["cosine", "linear"] = "cosine"
+    launch: Launch = Launch()
+    renamed = {"cutoff_len": "sequence_len", "model_name_or_path": "base_model"}  # noqa: RUF012
+
+    @model_validator(mode="before")
+    @classmethod
+    def _any(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("base_model") == "explode":
+            raise KeyError("a bug in a plugin")
+        return value
+
+
+class OtherOptions(Options):
+    base_model: str = "x"
+
+
+class WordsOptions(Options):
+    language: str = "en"
+
+
+def plugin(base: type, plugin_name: str, options: type[Options] = Options, modules: tuple[str, ...] = ()) -> type:
+    body: dict[str, Any] = dict.fromkeys(base.__dict__.get("__abstractmethods__", ()), lambda self: None)
+    body |= {"name": plugin_name, "Options": options, "requires": Requires(modules, "ftkit[far]"), "primary": "m"}
+    return type(plugin_name, (base,), body)
+
+
+@pytest.fixture(scope="module")
+def plugins() -> Plugins:
+    backends = [
+        plugin(Backend, "small", SmallOptions),
+        plugin(Backend, "other", OtherOptions),
+        plugin(Backend, "far", Options, ("no_such_module_xyz",)),
+    ]
+    module = SimpleNamespace(
+        ftkit_backends=hookimpl(lambda: backends),
+        ftkit_evaluators=hookimpl(lambda: [plugin(Evaluator, "words", WordsOptions)]),
+        ftkit_datasets=hookimpl(lambda: [plugin(DatasetLoader, "chats", type("O", (WordsOptions,), {}))]),
+        ftkit_trackers=hookimpl(lambda: [plugin(Tracker, "diary", WordsOptions)]),
+    )
+    found = Plugins()
+    found.register(module, Owner("fake", "fake", "ftkit-fake", "1.0"))
+    assert not found.failures
+    return found
+
+
+GOOD = """\
+name: demo
+dataset:
+  path: some/corpus
+prompt:
+  instruction: |
+    Sum up.
+    Be brief.
+backend:
+  plugin: small
+  base_model: tiny
+  learning_rate: 2e-4
+evaluator: words
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path, plugins: Plugins) -> Any:
+    def load(text: str | bytes, *overrides: str, **files: str) -> Recipe:
+        for name, content in files.items():
+            (tmp_path / f"{name}.yaml").write_text(content)
+        path = tmp_path / "recipe.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_recipe(path, overrides, plugins)
+
+    return load
+
+
+@pytest.fixture
+def fail(load: Any) -> Any:
+    def fail(text: str | bytes, *overrides: str, **files: str) -> list[Problem]:
+        with pytest.raises(RecipeError) as caught:
+            load(text, *overrides, **files)
+        return caught.value.problems
+
+    return fail
+
+
+def one(problems: list[Problem]) -> Problem:
+    assert len(problems) == 1, [str(p) for p in problems]
+    return problems[0]
+
+
+# ---------------------------------------------------------------- right recipes
+
+
+def test_good_recipe(load: Any) -> None:
+    recipe = load(GOOD)
+    assert (recipe.name, recipe.seed, recipe.dataset.path) == ("demo", 42, "some/corpus")
+    assert recipe.backend.options.learning_rate == 2e-4
+    assert recipe.backend.raw == {"base_model": "tiny", "learning_rate": 2e-4}
+    assert recipe.evaluators[0].make().options.language == "en"
+    assert dict(recipe.dataset.splits) == {"train": "all", "validation": "all", "test": "all"}
+    assert (recipe.dataset.columns.input, recipe.dataset.columns.target) == ("input", "target")
+    assert recipe.prompt.render("a {input} b") == "Sum up.\nBe brief.\n\na {input} b"
+    assert recipe.position("backend.base_model")[1:] == (10, 3)
+    assert recipe.position("backend.lora_r")[1:] == (8, 1)
+
+
+def test_generation_keys_are_those_of_the_record() -> None:
+    assert GenerationOptions().model_dump() == dataclasses.asdict(ftkit.records.Generation())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\r\n", "\r"])
+def test_encodings_and_line_ends(load: Any, encoding: str, newline: str) -> None:
+    assert load(GOOD.replace("\n", newline).encode(encoding)).to_dict() == load(GOOD).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("2e-4", 2e-4), (".5e3", 500.0), ("0o17", 15), ("0x1F", 31), ("0123", 123), ("-7", -7)],
+        *[("~", None), ("", None), ("True", True), ("no", "no"), ("1_000", "1_000"), ("2020-01-01", "2020-01-01")],
+        *[("1:30", "1:30"), (".inf", ".inf"), ("1e999", "1e999"), ("9" * 5000, "9" * 5000), ("<<", "<<")],
+    ],
+)
+def test_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
+    assert scalar(text) == value and type(scalar(text)) is type(value)
+
+
+def test_resolved_yaml_is_the_same_run(load: Any, plugins: Plugins, tmp_path: Path) -> None:
+    text = GOOD.replace("evaluator: words", "evaluator: [words, {plugin: words, language: 'no'}]")
+    text += "tracking: [{plugin: diary, language: '1e5'}]\ncontrols: [other]\n"
+    text = text.replace("some/corpus", "rows.jsonl\n  splits: {train: 0.5, test: 20}")
+    recipe = load(
+        text, 'prompt.system="\\e tab\\t nul\\0 \\u2028 😀"', 'prompt.template="{input} # x: {instruction}\\t"'
+    )
+    elsewhere = tmp_path / "deep" / "er"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "resolved.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    again = load_recipe(elsewhere / "resolved.yaml", plugins=plugins)
+    assert again == recipe
+    assert again.to_yaml() == recipe.to_yaml()
+    assert again.dataset.path == str(tmp_path / "rows.jsonl")
+    assert "|-\n" in recipe.to_yaml()
+
+
+def test_mapping_and_loader(plugins: Plugins) -> None:
+    source = {
+        "name": "m",
+        "dataset": {"path": "loader:chats", "language": "ja", "columns": {"targets": "all"}},
+        "backend": {"plugin": "other"},
+        "evaluator": ["words"],
+    }
+    recipe = load_recipe(source, plugins=plugins)
+    assert recipe.source is None
+    assert recipe.dataset.loader.options.language == "ja"
+    assert recipe.dataset.columns.target is None
+    assert load_recipe(recipe.to_dict(), plugins=plugins) == recipe
+    source["dataset"] = {"path": "loader:chats", "langage": "ja"}
+    with pytest.raises(RecipeError, match="did you mean `language`"):
+        load_recipe(source, plugins=plugins)
+    cyclic: dict[str, Any] = {}
+    cyclic["a"] = cyclic["b"] = cyclic
+    with pytest.raises(RecipeError, match="nested deeper"):
+        load_recipe(cyclic, plugins=plugins)
+
+
+def test_paths_are_relative_to_where_they_were_written(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "base.yaml").write_text(GOOD.replace("some/corpus", "./data.csv"))
+    child = "extends: sub/base.yaml\n"
+    assert load(child).dataset.path == str(tmp_path / "sub" / "data.csv")
+    monkeypatch.chdir(tmp_path / "sub")
+    assert load(child, "dataset.path=here.jsonl").dataset.path == str(tmp_path / "sub" / "here.jsonl")
+    (tmp_path / "some" / "corpus").mkdir(parents=True)
+    assert load(GOOD).dataset.path == str(tmp_path / "some" / "corpus")
+    assert load(GOOD, "dataset.path=hub/id").dataset.path == "hub/id"
+
+
+# ---------------------------------------------------------------- extends and --set
+
+
+def test_extends_and_set(load: Any) -> None:
+    child = "extends: base.yaml\nname: child\nbackend: {lora_r: 8, launch: {processes: auto}}\n"
+    recipe = load(child, "backend.lora_r=4", "evaluator.language=fr", base=GOOD + "tracking: [diary]\n")
+    assert (recipe.name, recipe.backend.options.lora_r, recipe.backend.options.base_model) == ("child", 4, "tiny")
+    assert recipe.evaluators[0].options.language == "fr"
+    assert recipe.backend.options.launch.processes == "auto"
+    assert "extends" not in recipe.raw
+    assert load(GOOD + "tracking: [{plugin: diary}]\n", "tracking.0.language=de").tracking[0].options.language == "de"
+
+
+def test_changed_plugin_drops_what_was_inherited_only(load: Any, fail: Any) -> None:
+    recipe = load("extends: base.yaml\nbackend: {plugin: other}\n", base=GOOD)
+    assert recipe.backend.options.base_model == "tiny"
+    assert "`learning_rate`" in recipe.notes[0] and "recipe.yaml:2" in recipe.notes[0]
+    assert load(GOOD, "backend.plugin=other").backend.name == "other"
+    problem = one(fail("extends: base.yaml\nbackend:\n  plugin: other\n  lora_r: 8\n", base=GOOD))
+    assert (problem.line, problem.column, problem.key) == (4, 3, "backend.lora_r")
+    loader = GOOD.replace("path: some/corpus", "path: loader:chats\n  language: ja")
+    assert load(loader, "dataset.path=hub/id").dataset.loader is None
+
+
+def test_positions_point_at_the_file_that_wrote_the_key(fail: Any, tmp_path: Path) -> None:
+    problems = fail("extends: base.yaml\nseed: x\n", "backend.lora_rr=3", base=GOOD.replace("tiny", "3"))
+    assert [(p.file, p.line) for p in problems] == [
+        ("--set", None),
+        (str(tmp_path / "base.yaml"), 10),
+        (str(tmp_path / "recipe.yaml"), 2),
+    ]
+    assert problems[0].hint == "did you mean `lora_r`?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: recipe.yaml", "circle: "),
+        ("extends: a.yaml", "recipe.yaml -> "),
+        ("extends: gone.yaml", "there is no file"),
+        ("extends: [a.yaml]", "must be the path of one recipe"),
+        ('extends: "a\\0b"', "there is no file"),
+    ],
+)
+def test_extends_goes_wrong(fail: Any, text: str, message: str) -> None:
+    problem = one(fail(text, a="extends: recipe.yaml"))
+    assert message in problem.message
+    assert problem.line == 1
+
+
+@pytest.mark.parametrize(
+    "override", ["backend", "=3", "a..b=1", "backend.lora_r=[", "extends=x", "prompt.template={input}"]
+)
+def test_set_goes_wrong(fail: Any, override: str) -> None:
+    assert all((p.file, p.line) == ("--set", None) for p in fail(GOOD, override))
+
+
+# ---------------------------------------------------------------- wrong recipes
+
+
+def test_all_mistakes_at_once(fail: Any) -> None:
+    text = """\
+nam: demo
+seed: "5"
+dataset: {path: x, drop_leaked: no, splits: {train: 1_000}, columns: {inptu: a}}
+backend:
+  plugin: small
+  cutoff_len: 512
+  lora_r: 0
+  packing: yes
+  kind: cosin
+  launch: {processes: many, x: 1}
+generation: {max_new_tokens: 12.0}
+evaluator: wrods
+tracking: [{plugin: diary, language: 012}]
+"""
+    found = {p.key: p for p in fail(text)}
+    expected = {
+        "nam": "did you mean `name`?",
+        "name": None,
+        "seed": "in quotes it is text: write 5",
+        "dataset.drop_leaked": "YAML 1.2 reads no as text: write false",
+        "dataset.splits.train": "YAML 1.2 reads this as text: write 1000",
+        "dataset.columns.inptu": "did you mean `input`?",
+        "backend.cutoff_len": None,
+        "backend.base_model": None,
+        "backend.lora_r": None,
+        "backend.packing": "YAML 1.2 reads yes as text: write true",
+        "backend.kind": "did you mean cosine?",
+        "backend.launch.processes": None,
+        "backend.launch.x": "known here: processes",
+        "generation.max_new_tokens": "write 12",
+        "evaluator.plugin": "did you mean 'words'?\n  installed: words",
+        "tracking.0.language": 'to mean text, put it in quotes: "012"',
+    }
+    assert {key: p.hint for key, p in found.items()} == expected
+    assert found["backend.cutoff_len"].message == "`cutoff_len`: in ftkit this is `sequence_len`"
+    assert found["backend.lora_r"].message == "`backend.lora_r` must be at least 1, not 0"
+    assert found["backend.launch.processes"].message.endswith("must be a whole number or 'auto', not 'many'")
+    assert (found["backend.lora_r"].line, found["backend.lora_r"].column) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: demo", "name: ../x", "a name is up to 80"),
+        ("name: demo", "", "`name` is required"),
+        ("backend:", "backend:\n  plugin: small", "written twice"),
+        ("plugin: small", "plugin: 3", "must name a plugin"),
+        ("plugin: small", "plugin: far\n  x: 1", "unknown key `x`"),
+        ("evaluator: words", "evaluator: []", "names no plugin"),
+        ("evaluator: words", "evaluator: [words, 3]", "must name a plugin"),
+        ("evaluator: words", "evaluator: !!str words", "the tag"),
+        ("evaluator: words", "evaluator: !!python/object:os.system words", "the tag"),
+        ("evaluator: words", "evaluator: words\n<<: {a: 1}", "unknown key `<<`"),
+        ("evaluator: words", "evaluator: words\n---\na: 1", "second document"),
+        ("evaluator: words", "evaluator:\n\twords", "a tab"),
+        ("evaluator: words", "evaluator: a: b", "a second `: `"),
+        ("evaluator: words", "evaluator: words\nseed: *x", "no anchor"),
+        ("evaluator: words", "evaluator: &a [*a]", "no anchor"),
+        ("evaluator: words", "evaluator: " + "[" * 5000, "nested deeper"),
+        ("evaluator: words", 'evaluator: words\nname2: "\\ud800"', "lone surrogate"),
+        ("evaluator: words", "evaluator: words\n\x1b: 1", "U+001B"),
+        ("tiny", "explode", "KeyError"),
+        ("tiny", "~", "must be text, not empty (null)"),
+        ("some/corpus", "x\n  splits: {test: 1.5}", "a share of the rows"),
+        ("some/corpus", "x\n  columns: {target: a, targets: b}", "not both"),
+        ("  plugin: small", "  - small", "not valid YAML"),
+        ("prompt:", "prompt:\n  template: '{inptu}'", "did you mean {input}?"),
+        ("prompt:", "prompt:\n  template: 'x'", "has no {input}"),
+        ("prompt:", "prompt:\n  template: '{input}'", "instruction would be lost"),
+        ("prompt:", 'prompt:\n  template: \'{"a": {"b": "{input}"}}\'', "do not pair up"),
+        ("prompt:", "generation: {samples: 3}\nprompt:", "needs a `temperature`"),
+    ],
+)
+def test_one_clear_message(fail: Any, old: str, new: str, message: str) -> None:
+    problems = fail(GOOD.replace(old, new, 1))
+    assert message in "\n".join(p.message + (p.hint or "") for p in problems)
+    assert all("Input should" not in str(p) and "\x1b" not in str(p) for p in problems)
+    assert all(p.line for p in problems), [str(p) for p in problems]
+
+
+def test_missing_module(fail: Any, plugins: Plugins) -> None:
+    problem = one(fail(GOOD.split("backend:")[0] + "backend: far\nevaluator: words\n"))
+    assert "no_such_module_xyz" in problem.message and problem.hint == "pip install 'ftkit[far]'"
+    source = {"name": "x", "dataset": {"path": "x/y"}, "backend": "far", "evaluator": "words"}
+    assert load_recipe(source, plugins=plugins, check_modules=False).backend.name == "far"
+
+
+def test_anchors_are_read_and_bombs_are_not(load: Any, fail: Any) -> None:
+    recipe = load(
+        GOOD.replace("base_model: tiny", "base_model: &m tiny") + "controls: [{plugin: other, base_model: *m}]"
+    )
+    assert recipe.controls[0].options.base_model == "tiny"
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    started = time.perf_counter()
+    assert "aliases" in one(fail(bomb)).message
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"# nothing\n", "empty"),
+        (b"just text", "a recipe is a mapping"),
+        (b"- a", "a recipe is a mapping"),
+        (b"name: \xff", "byte 0xff"),
+        (b"n\0a\0m\0e\0:\0", "U+0000"),
+        (b"a: 1\n" * (MAX_BYTES // 4), "too large"),
+        (b"".join(b"k%d: 1\n" % i for i in range(20_000)), "more than 5000 values"),
+    ],
+)
+def test_files_that_are_no_recipe(fail: Any, data: bytes, message: str) -> None:
+    assert message in one(fail(data)).message
+
+
+def test_no_file(tmp_path: Path, plugins: Plugins) -> None:
+    (tmp_path / "samsum.yaml").write_text(GOOD)
+    for path, message in [
+        (tmp_path / "samsun.yaml", "did you mean .*samsum.yaml"),
+        (tmp_path, "recipes in it: samsum.yaml"),
+        (Path("/dev/null"), "not a regular file"),
+        ("a\0b", "cannot be read"),
+    ]:
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(path, plugins=plugins)
+
+
+def test_prompt_never_reads_braces_in_data(load: Any) -> None:
+    recipe = load(GOOD, 'prompt.template=> {{"x"}} {input}|{instruction}', "prompt.instruction=say {input}")
+    assert recipe.prompt.render("{instruction} {{}}") == '> {"x"} {instruction} {{}}|say {input}'
+
+
+# ---------------------------------------------------------------- schema, speed
+
+
+def test_schema(load: Any, plugins: Plugins) -> None:
+    schema = recipe_schema(plugins)
+    assert schema["$defs"]["backend-small"]["properties"]["lora_r"]["description"] == "rank of the adapter"
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    good = load(GOOD)
+    for right in (good.raw, good.to_dict(), {"extends": "x.yaml", "backend": {"lora_r": 3}}):
+        assert not list(validator.iter_errors(right))
+    loader = {**good.raw, "dataset": {"path": "loader:chats", "language": "ja"}}
+    assert not list(validator.iter_errors(loader))
+    for wrong in (
+        {**good.raw, "nam": 1},
+        {**good.raw, "backend": {"plugin": "small"}},
+        {**good.raw, "backend": {"plugin": "small", "base_model": "x", "lora_rr": 3}},
+        {**good.raw, "dataset": {"path": "x", "language": "ja"}},
+        {"name": "x"},
+    ):
+        assert list(validator.iter_errors(wrong)), wrong
+
+
+def test_reading_a_recipe_imports_nothing_heavy(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("nam: x\n")
+    heavy = ("torch", "transformers", "datasets", "numpy", "scipy", "jinja2")
+    code = (
+        "import sys, ftkit.recipe\n"
+        f"try: ftkit.recipe.load_recipe({str(path)!r})\n"
+        "except ftkit.recipe.RecipeError: pass\n"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,345 @@
+"""The report as text: what is written, what is missing, and that data stays data."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from report_samples import HOSTILE, hostile_report, large_report, metric, sample_report, system
+
+from ftkit.records import Curve, Delta, Metric, Pair, Report, Section
+from ftkit.report import render
+from ftkit.report.render import render_html, render_markdown, scale_for, visible
+
+
+class Page(HTMLParser):
+    """The parsed page: its elements, and the text of each script and of everything else."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif self.inside != "style":
+            self.text += data
+
+    def data(self) -> Any:
+        return json.loads(self.scripts[0])
+
+
+def empty(**more: Any) -> Report:
+    nothing: dict[str, Any] = {"systems": (), "deltas": (), "pairs": (), "curves": (), "runs": (), "sections": ()}
+    return sample_report(**{**nothing, "warnings": (), "notes": (), **more})
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "shown", "signed"),
+    [
+        ("fraction", 0.4719, "47.19", "+47.19"),
+        ("fraction", -0.1234, "−12.34", "−12.34"),
+        ("fraction", -0.000001, "0.00", "0.00"),
+        ("words", 12.345, "12.35", "+12.35"),
+        ("words", 123.45, "123.5", "+123.5"),
+        ("tokens", 12345.6, "12,346", "+12,346"),
+        ("nats", 0.01234, "0.0123", "+0.0123"),
+        ("fraction", None, "–", "–"),
+        ("fraction", math.nan, "–", "–"),
+        ("fraction", math.inf, "–", "–"),
+    ],
+)
+def test_numbers_are_written_for_people(unit: str, value: float | None, shown: str, signed: str) -> None:
+    scale = scale_for(unit, [value])
+    assert (scale.value(value), scale.signed(value)) == (shown, signed)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (render.seconds(3.21), "3.2 s"),
+        (render.seconds(59.6), "1 min 00 s"),
+        (render.seconds(4210), "1 h 10 min"),
+        (render.seconds(None), "–"),
+        (render.size(2_340_000_000), "2.34 GB"),
+        (render.size(12_000_000), "12.0 MB"),
+        (render.dollars(0.004), "< $0.01"),
+        (render.dollars(0), "$0.00"),
+        (render.dollars(1234.5), "$1,234.50"),
+        (render.dollars(None), "–"),
+        (render.p_value(0.0001), "< 0.001"),
+        (render.p_value(0.0312), "0.031"),
+        (render.p_value(None), "–"),
+    ],
+)
+def test_costs_and_p_values(written: str, expected: str) -> None:
+    assert written == expected
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (0.4, 3.7), (5, 5), (-2, 9), (0, 1e-9), (1e17, 1e17 + 16), (-1e99, 1e99)])
+def test_ticks_cover_the_range(ends: tuple[float, float]) -> None:
+    at = render.ticks(*ends)
+    assert at[0] <= ends[0] and at[-1] >= ends[1] and 2 <= len(at) <= 9
+    assert len(set(at)) == len(at) == len(render.tick_labels(at))
+
+
+def test_tick_labels_have_the_decimals_of_their_step() -> None:
+    assert render.tick_labels(render.ticks(0, 1)) == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert render.tick_labels(render.ticks(0, 50)) == ["0", "10", "20", "30", "40", "50"]
+
+
+# ---------------------------------------------------------------- what both documents say
+
+
+def test_html_says_everything() -> None:
+    text = Page(render_html(sample_report())).text
+    for expected in (
+        "Fine-tuning made the summaries clearly better",
+        "+31.96",
+        "15.23 → 47.19",
+        "+30.10 to +33.80",
+        "< 0.001",
+        "45.19 to 49.29",
+        "n 198, unscored 2",
+        "1 h 10 min",
+        "41,230",
+        "2.34 GB",
+        "$0.42",
+        "12 of 200 test inputs",
+        "stand-in",
+        "How many of the facts are right.",
+        "tiny-qlora",
+        "seed: 42",
+        '"ftkit": "0.1.0"',
+    ):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize("draw", [render_html, render_markdown])
+def test_what_is_not_known_is_a_dash(draw: Any) -> None:
+    report = sample_report(systems=(system("tuned", "tuned", 0.4, model="", method="", usd=None, peak_memory=None),))
+    assert "None" not in draw(report) and "–" in draw(report)
+
+
+def test_primary_metric_comes_first() -> None:
+    text = Page(render_html(sample_report())).text
+    assert text.index("overlap1") < text.index("overlap2")
+
+
+def test_markdown_says_the_same() -> None:
+    text = render_markdown(sample_report())
+    for expected in (
+        "**Fine-tuning made the summaries clearly better**",
+        "**+31.96 points** of overlap1 (baseline → tuned), 95 % interval +30.10 to +33.80",
+        "- ⚠️ 12 of 200 test inputs also occur in the training rows.",
+        "| tuned | tuned | 47.19 (45.19 to 49.29) |",
+        "**−9.59** words",
+        "5 of 60",
+        "```\nname: tiny-qlora\nseed: 42\n```",
+    ):
+        assert expected in text, expected
+    assert "\n\n\n" not in text
+
+
+def test_corrected_p_values_are_shown_where_there_are_some() -> None:
+    report = sample_report()
+    assert "Holm" not in render_html(report) + render_markdown(report)
+    corrected = replace(report, deltas=(replace(report.deltas[0], p_value=0.01, p_adjusted=0.02),))
+    for text in (render_html(corrected), render_markdown(corrected)):
+        assert "p, Holm" in text and "0.020" in text
+
+
+def test_markdown_tables_have_equal_rows() -> None:
+    for report in (sample_report(), hostile_report(), large_report(50)):
+        for table in re.findall(r"(?:^\|.*\n)+", render_markdown(report), re.M):
+            assert len({row.count("|") for row in table.splitlines()}) == 1, table
+
+
+def test_lines_of_several_runs_are_named_after_them() -> None:
+    curves = tuple(Curve(run, "training", "loss", ([0, 2.0], [1, 1.0])) for run in ("run-a", "run-b"))
+    runs = ({"id": "run-a", "name": "small"}, {"id": "run-b", "name": "large"})
+    text = Page(render_html(sample_report(curves=curves, runs=runs))).text
+    assert "small: training" in text and "large: training" in text
+
+
+def test_curves_of_metrics_are_drawn_in_percent() -> None:
+    report = sample_report(curves=(Curve("run-a", "overlap1", "validation metrics", ([0, 0.1], [9, 0.5])),))
+    assert "10.00 at step 0, 50.00 at step 9" in render_html(report)
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_peak() -> None:
+    points = [[float(i), 1.0] for i in range(100_000)]
+    points[54_321][1] = 99.0
+    html = render_html(sample_report(curves=(Curve("r", "loss", "loss", tuple(points)),)))
+    (line,) = [attrs["points"] or "" for tag, attrs in Page(html).tags if tag == "polyline"]
+    heights = [float(point.split(",")[1]) for point in line.split()]
+    assert len(heights) < 1300 and min(heights) < 2 and max(heights) > 98
+
+
+# ---------------------------------------------------------------- missing things
+
+
+@pytest.mark.parametrize("draw", [render_html, render_markdown])
+def test_an_empty_report_says_what_is_missing(draw: Any) -> None:
+    text = draw(empty(verdict="", verdict_detail="", primary=""))
+    for expected in ("No verdict", "Nothing has been measured yet", "no differences to show", "no examples to show"):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize("draw", [render_html, render_markdown])
+def test_an_unfinished_run_is_named(draw: Any) -> None:
+    stages = [
+        {"name": "baseline", "status": "done", "seconds": 3.0},
+        {"name": "train", "status": "failed", "error": "out of memory", "seconds": None},
+    ]
+    text = draw(
+        empty(
+            systems=(system("baseline", "baseline", 0.2),),
+            runs=({"id": "r1", "name": "tiny", "status": "failed", "stages": stages},),
+        )
+    )
+    assert "Only the baseline has been measured" in text
+    assert "Run tiny: stage train failed: out of memory" in text
+
+
+def test_a_report_written_by_its_own_stage_is_not_unfinished() -> None:
+    run = {"id": "r1", "status": "running", "stages": [{"name": "report", "status": "running"}]}
+    assert "had not finished" not in render_html(sample_report(runs=(run,)))
+    run["stages"] = [{"name": "train", "status": "running"}]
+    assert "stage train had not finished" in render_html(sample_report(runs=(run,)))
+
+
+def test_values_that_are_no_numbers_do_not_stop_the_report() -> None:
+    odd = {"overlap1": Metric("overlap1", math.nan), "other": Metric("other", 10**400, unit="things")}
+    text = render_html(
+        sample_report(
+            systems=(system("tuned", "tuned", 0.1, metrics=odd, seconds=None, usd=math.inf, tokens_in=None),),
+            deltas=(Delta("gone", "tuned", "unknown", math.nan, None, None, None, 0),),
+            curves=(
+                Curve("r", "loss", "loss", ([0, math.nan], [1, math.inf])),
+                Curve("r", "lr", "rate", ([0, 1.0], [1, math.nan], [2])),
+                Curve("r", "x", "none", ()),
+            ),
+            pairs=(Pair("a", "b", (), {"tuned": {"text": None, "score": math.nan}, "odd": {}}, delta=math.inf),),
+        )
+    )
+    assert "Nothing was logged for this curve." in text and "2 points were not finite numbers" in text
+    (row,) = Page(text).data()["rows"]
+    assert row["delta"] is None and row["answers"][0]["value"] is None
+
+
+def test_a_plugin_block_of_unknown_shape_is_shown_as_data() -> None:
+    blocks = ({"kind": "curves", "curves": [{"points": 3}]}, {"kind": "hologram", "x": 1}, {"kind": "table"})
+    report = sample_report(sections=(Section("Odd", blocks),))
+    assert "hologram" in Page(render_html(report)).text
+    assert "hologram" in render_markdown(report)
+
+
+def test_a_long_plugin_table_says_how_much_is_left_out() -> None:
+    table = {"kind": "table", "header": ["i"], "rows": [[i] for i in range(1234)]}
+    assert "734 more rows are left out" in render_html(sample_report(sections=(Section("Long", (table,)),)))
+
+
+# ---------------------------------------------------------------- hostile data
+
+
+def test_hidden_characters_become_visible() -> None:
+    assert visible("a\x1b[31m\x00\x7f\x85") == "a␛[31m␀␡⟨U+0085⟩"
+    assert visible("\u202egnp.exe \u2066 \ud800") == "⟨U+202E⟩gnp.exe ⟨U+2066⟩ ⟨U+D800⟩"
+    assert visible("a\r\nb\rc\td\n") == "a\nb␍c\td\n"
+    assert visible("naïve 結衣 👩‍👩‍👧 עברית") == "naïve 結衣 👩‍👩‍👧 עברית"
+
+
+def test_hostile_text_stays_text_in_html() -> None:
+    html = render_html(hostile_report())
+    html.encode("utf-8")
+    page = Page(html)
+    assert [attrs.get("type") for tag, attrs in page.tags if tag == "script"] == ["application/json", None]
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    for character in "\x00\x1b\u202e\u2028\ud800":
+        assert character not in html
+    assert "{{ 7 * 7 }}" in page.text and "<|eot_id|>" in page.text
+
+
+def test_the_data_island_cannot_be_left_and_reads_back() -> None:
+    html = render_html(hostile_report())
+    island = html.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    assert not set("<>&\u2028\u2029") & set(island)
+    (row,) = json.loads(island)["rows"]
+    assert row["input"] == row["answers"][0]["text"] == visible(HOSTILE)
+
+
+def test_hostile_text_stays_text_in_markdown() -> None:
+    text = render_markdown(hostile_report())
+    text.encode("utf-8")
+    outside = re.sub(r"^(`{3,})\n.*?^\1$", "", text, flags=re.M | re.S)
+    assert "<script" not in outside and "<img" not in outside and "](" not in outside
+    assert "http://" not in outside and "@someone" not in outside
+    assert re.sub("<details><summary>|</summary>|</details>|", "", outside).count("<") == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# heading", "- item", "+ item", "1. item", "---", "===", "> quote", "a\n\n# b", "a | b", "*a*", "`a`", "~a~"],
+)
+def test_markdown_marks_mean_nothing(text: str) -> None:
+    line = render.md_text(text)
+    assert "\n" not in line and not re.match(r"[#>+=-]|\d+[.)]", line) and not set(line) & set("|*`~<>")
+
+
+def test_a_recipe_cannot_close_its_fence() -> None:
+    run = {"id": "r", "recipe": "a\n```\n<script>\n````\n"}
+    assert "`````\na\n```\n<script>\n````\n`````" in render_markdown(sample_report(runs=(run,)))
+
+
+def test_the_page_may_run_only_its_own_script_and_load_nothing() -> None:
+    html = render_html(sample_report())
+    policy = next(attrs["content"] or "" for tag, attrs in Page(html).tags if "http-equiv" in attrs)
+    assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy
+    assert not re.search(r"https?://", html)
+    assert not re.search(r'\s(style|src|href)="(?!#|data:,)', html)
+
+
+# ---------------------------------------------------------------- size
+
+
+def test_a_ten_megabyte_text_is_cut_and_says_so() -> None:
+    huge = "x" * 10_000_000
+    pair = Pair("a", huge, (huge,), {"tuned": {"text": huge, "score": 0.1}})
+    html = render_html(sample_report(pairs=(pair,), warnings=(huge,)))
+    assert len(html) < 500_000 and "[cut here: 10,000,000 characters in all]" in html
+    assert len(render_markdown(sample_report(pairs=(pair,)))) < 20_000
+
+
+def test_many_long_texts_share_a_budget() -> None:
+    text = "y" * 19_000
+    pairs = [Pair(str(i), text, (text,), {}) for i in range(2_000)]
+    html = render_html(sample_report(pairs=tuple(pairs)))
+    assert len(html) < render.TEXT_BUDGET and "longer than 5,000 characters" in html
+
+
+def test_a_metric_that_only_some_rows_have() -> None:
+    systems = (system("a", "baseline", 0.1, metrics={}), system("b", "tuned", 0.2, metrics={"m": metric("m", 0.2)}))
+    assert "20.00" in render_html(sample_report(systems=systems, deltas=()))
