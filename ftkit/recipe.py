@@ -326,6 +326,15 @@ def load_recipe(
     return recipe
 
 
+def make_plugin(kind: str, name: str, options: Sequence[str] = (), plugins: Plugins | None = None) -> Any:
+    """Return a plugin made outside of any recipe, from options such as "language=en" (`ftkit score`)."""
+    loader = _Loader(plugins if plugins is not None else installed_plugins(), check_modules=True)
+    ref = loader.lone(kind, name, options)
+    if ref is None or loader.problems:
+        raise RecipeError(loader.problems)
+    return ref.make()
+
+
 class _Loader:
     """Collects the problems and notes of one `load_recipe`."""
 
@@ -410,6 +419,15 @@ class _Loader:
         except InputError:
             return None
         return own | set(field_names(offer.cls.Options))
+
+    def lone(self, kind: str, name: str, options: Sequence[str]) -> PluginRef | None:
+        root = Node({}, SET)
+        for text in options:
+            try:
+                root = _merge(root, _nested(*read_override(text, self.problems)))
+            except Unreadable as error:
+                self.problems.append(error.problem)
+        return self._ref(kind, Node(name), name, root, ())
 
     # ---- the tree becomes a Recipe
 

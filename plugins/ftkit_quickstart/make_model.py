@@ -2,7 +2,17 @@
 
     python -m ftkit_quickstart.make_model --out DIR
 
-@@DOC@@
+The text is generated here too: dialogues between invented people (some of them
+followed by questions about single facts and by quotes), lists and lists again,
+and short tales.  Names and places are mostly invented, so that they have to be
+copied out of the text.  No summary and no "Summary:" cue is in it, and none of
+the names, places and phrasings that the test split holds out.
+
+Measured when the shipped model was made (two AMD Zen 4 cores, bf16 autocast,
+torch.compile, Muon): 1.89 million parameters, 5844 steps, 24.4 million tokens,
+38.0 minutes, training loss 0.80 per token at the end.  The length is given in
+minutes; --steps 5844 fixes it for any machine, though the learning rate then
+follows the steps and the weights will not be bit-identical.
 """
 
 import argparse
@@ -257,11 +267,11 @@ def packed_rows(tok, rng, count, easy):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True)
-    parser.add_argument("--minutes", type=float, default=35, help="length of the pre-training")
+    parser.add_argument("--minutes", type=float, default=38, help="length of the pre-training")
     parser.add_argument("--steps", type=int, default=0, help="length of the pre-training in steps instead")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--opt", default="muon")
-    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
@@ -300,8 +310,14 @@ def main():
             return torch.nn.functional.cross_entropy(logits.reshape(-1, VOCAB).float(), labels.reshape(-1))
 
     def save():
-        copy = LlamaForCausalLM(config)
-        copy.load_state_dict(model.state_dict())
+        # bitsandbytes' CPU code wants widths that are multiples of 64: the MLP
+        # gets more rows, all zero, which change nothing
+        wide = LlamaConfig(**{**config.to_dict(), "intermediate_size": math.ceil(config.intermediate_size / 64) * 64})
+        copy = LlamaForCausalLM(wide)
+        weights = {k: torch.zeros_like(v) for k, v in copy.state_dict().items()}
+        for k, v in model.state_dict().items():
+            weights[k][tuple(slice(n) for n in v.shape)] = v
+        copy.load_state_dict(weights)
         copy.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False)
         copy.config._attn_implementation = "sdpa"
         copy.to(torch.bfloat16).save_pretrained(args.out)

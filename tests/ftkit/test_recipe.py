@@ -18,7 +18,7 @@ from ftkit.api import Backend, DatasetLoader, Evaluator, Options, Requires, Trac
 from ftkit.errors import Problem, RecipeError
 from ftkit.hookspecs import hookimpl
 from ftkit.plugins import Owner, Plugins
-from ftkit.recipe import GenerationOptions, Recipe, load_recipe
+from ftkit.recipe import GenerationOptions, Recipe, load_recipe, make_plugin
 from ftkit.schema import recipe_schema
 from ftkit.yaml_source import MAX_BYTES, scalar
 
@@ -195,6 +195,13 @@ def test_mapping_and_loader(plugins: Plugins) -> None:
     cyclic["a"] = cyclic["b"] = cyclic
     with pytest.raises(RecipeError, match="nested deeper"):
         load_recipe(cyclic, plugins=plugins)
+
+
+def test_a_plugin_without_a_recipe(plugins: Plugins) -> None:
+    assert make_plugin("evaluator", "words", ["language=ja"], plugins).options.language == "ja"
+    for name, option, message in [("wrods", "language=ja", "did you mean"), ("words", "langage=ja", "did you mean")]:
+        with pytest.raises(RecipeError, match=message):
+            make_plugin("evaluator", name, [option], plugins)
 
 
 def test_paths_are_relative_to_where_they_were_written(
