@@ -28,7 +28,7 @@ _PUBLIC = {
     "FtkitError": "errors",
 }  # fmt: skip
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -56,9 +56,7 @@ class Session(ABC):
     """A loaded model that answers planned batches; made by `Backend.load`, closed by its context."""
 
     @abstractmethod
-    def generate(
-        self, batches: Iterable[Sequence[Example]], generation: Generation
-    ) -> Iterator[list[Prediction]]:
+    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
         """Yield one list of predictions per batch, each as soon as it is done.
 
         Batches may be answered in any order, but each list answers one whole batch: per example,

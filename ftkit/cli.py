@@ -28,7 +28,9 @@ class _Commands(click.Group):
                 try:
                     command: click.Command = entry.load()
                 except ImportError as error:
-                    raise InputError(f"command {name!r} of {entry.dist and entry.dist.name} cannot be loaded: {error}") from None
+                    raise InputError(
+                        f"command {name!r} of {entry.dist and entry.dist.name} cannot be loaded: {error}"
+                    ) from None
                 return command
         return None
 
@@ -39,9 +41,8 @@ class _Commands(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], self.list_commands(context), 1)
-            if near:
-                error.message = f"no command {args[0]!r}; did you mean {near[0]!r}?"
-            raise
+            hint = f"did you mean {near[0]!r}?" if near else "`ftkit --help` lists the commands"
+            raise InputError(f"no command {args[0]!r}", hint) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         own = [(name, command.get_short_help_str(90)) for name, command in self.commands.items()]
@@ -94,7 +95,10 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        click.echo(f"error: {type(error).__name__}: {error}\n  this looks like a defect of ftkit: run again with --debug", err=True)
+        click.echo(
+            f"error: {type(error).__name__}: {error}\n  this looks like a defect of ftkit: run again with --debug",
+            err=True,
+        )
         sys.exit(1)
 
 
@@ -116,8 +120,16 @@ def _print_json(data: Any) -> None:
 
 # ---------------------------------------------------------------- shared options
 
-_set = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, such as backend.lora_r=8.")
-_out = click.option("--out", default="runs", type=click.Path(path_type=Path), help="Where run directories are made (default runs/).")
+_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, such as backend.lora_r=8.",
+)
+_out = click.option(
+    "--out", default="runs", type=click.Path(path_type=Path), help="Where run directories are made (default runs/)."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 
@@ -141,7 +153,9 @@ def run(
     from .notebook import resume, run_all
 
     if bool(recipes) == bool(resume_dir):
-        raise InputError("name a recipe, or a run to --resume (and not both)", "`ftkit recipes` lists what ships with ftkit")
+        raise InputError(
+            "name a recipe, or a run to --resume (and not both)", "`ftkit recipes` lists what ships with ftkit"
+        )
     if resume_dir and (overrides or where):
         raise InputError("--resume goes on with the run's own recipe: it takes no --set and no --on")
     if where:
@@ -194,7 +208,10 @@ def _table(report: Any) -> str:
         n = max((m.n for m in s.metrics.values()), default=0)
         rows.append([s.name, *cells, str(n), clock(s.seconds)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
 
 
 @ftkit.command()
@@ -223,7 +240,14 @@ def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, An
         recipe = load(name, overrides)
     except RecipeError as error:
         click.echo(escape(str(error)), err=True)
-        return {"recipe": name, "ok": False, "errors": [p.to_dict() for p in error.problems], "warnings": [], "audit": {}, "estimate": {}}
+        return {
+            "recipe": name,
+            "ok": False,
+            "errors": [p.to_dict() for p in error.problems],
+            "warnings": [],
+            "audit": {},
+            "estimate": {},
+        }
     from .preflight import preflight
 
     console = Console(debug)
@@ -295,7 +319,9 @@ def preview(debug: bool, recipe: str, overrides: tuple[str, ...], split: str, in
         click.echo(f"cut off: {shown.truncated[0]} prompt tokens, {shown.truncated[1]} target tokens")
     for name, facts in lengths.items():
         if isinstance(facts, dict):
-            click.echo(f"{name}: median {facts['median']:.0f}, 95 % below {facts['p95']:.0f}, longest {facts['max']} tokens")
+            click.echo(
+                f"{name}: median {facts['median']:.0f}, 95 % below {facts['p95']:.0f}, longest {facts['max']} tokens"
+            )
 
 
 def _print_tokens(shown: Any) -> None:
@@ -314,7 +340,13 @@ def _print_tokens(shown: Any) -> None:
 
 
 @ftkit.command()
-@click.option("--predictions", "path", required=True, type=click.Path(path_type=Path), help=".jsonl, .json, .csv or .parquet file.")
+@click.option(
+    "--predictions",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help=".jsonl, .json, .csv or .parquet file.",
+)
 @click.option("--evaluator", required=True, help="Evaluator plugin, such as those in `ftkit plugins`.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the evaluator.")
 @click.option("--target", help="Column of the reference (default: looked for by its usual names).")
@@ -350,7 +382,9 @@ def score(
 
 @ftkit.command()
 @click.argument("runs", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report (default: the run's own, or runs/report-TIME).")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the report (default: the run's own, or runs/report-TIME)."
+)
 @click.option("--anyway", is_flag=True, help="Compare runs that were not measured alike; the report is marked.")
 @_json
 def report(runs: tuple[str, ...], out: Path | None, anyway: bool, as_json: bool) -> None:
@@ -359,7 +393,9 @@ def report(runs: tuple[str, ...], out: Path | None, anyway: bool, as_json: bool)
     from .store import RunContext, read_json
 
     contexts = [RunContext.open(r) for r in runs]
-    folder = out or (contexts[0].dir if len(contexts) == 1 else contexts[0].dir.parent / f"report-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = out or (
+        contexts[0].dir if len(contexts) == 1 else contexts[0].dir.parent / f"report-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     write_report(contexts, folder, anyway)
     if as_json:
         _print_json({"report": str(folder), **read_json(folder / "report.json")})
@@ -375,7 +411,7 @@ def runs(out: Path, as_json: bool) -> None:
     from .console import number
     from .store import list_runs, read_json
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for found in list_runs(out):
         record = found.record()
         primary = {}
@@ -383,13 +419,27 @@ def runs(out: Path, as_json: bool) -> None:
             metrics = read_json(found.path(stage, "metrics.json"))
             name = metrics["settings"].get("primary")
             if name in metrics["metrics"]:
-                primary[stage] = {"metric": name, "value": metrics["metrics"][name]["value"], "unit": metrics["metrics"][name]["unit"]}
-        rows.append({"run": str(found.dir), "name": record.name, "status": record.status, "started": record.started, "metrics": primary})
+                primary[stage] = {
+                    "metric": name,
+                    "value": metrics["metrics"][name]["value"],
+                    "unit": metrics["metrics"][name]["unit"],
+                }
+        rows.append(
+            {
+                "run": str(found.dir),
+                "name": record.name,
+                "status": record.status,
+                "started": record.started,
+                "metrics": primary,
+            }
+        )
     if as_json:
         _print_json({"runs": rows})
         return
     for row in rows:
-        headline = ", ".join(f"{stage} {p['metric']} {number(p['value'], p['unit'])}" for stage, p in row["metrics"].items())
+        headline = ", ".join(
+            f"{stage} {p['metric']} {number(p['value'], p['unit'])}" for stage, p in row["metrics"].items()
+        )
         click.echo(f"{row['run']}  {row['status']}  {headline}")
     if not rows:
         click.echo(f"no runs in {out}/", err=True)
@@ -401,12 +451,19 @@ def recipes(as_json: bool) -> None:
     """List the recipes that ship with ftkit; `ftkit run NAME` runs one."""
     from .notebook import shipped_recipes
 
-    shipped = shipped_recipes()
+    shipped: dict[str, Path] = shipped_recipes()
     if as_json:
         _print_json({name: str(path) for name, path in shipped.items()})
         return
     for name, path in shipped.items():
-        first = next((line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ") and "yaml-language" not in line), "#")
+        first = next(
+            (
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if line.startswith("# ") and "yaml-language" not in line
+            ),
+            "#",
+        )
         click.echo(f"{name:<24} {first[2:].strip()}")
 
 
@@ -436,7 +493,9 @@ def plugins(as_json: bool) -> None:
         needs = f"  (needs {', '.join(missing)}: pip install '{o.cls.requires.install}')" if missing else ""
         click.echo(f"{o.name:<22} {o.kind:<10} {o.owner.distribution} {o.owner.version}  {o.cls.summary}{needs}")
     for owner in found.failures:
-        click.echo(f"{owner.entry:<22} does not work: {owner.distribution} {owner.version} ({owner.module}) {owner.error}")
+        click.echo(
+            f"{owner.entry:<22} does not work: {owner.distribution} {owner.version} ({owner.module}) {owner.error}"
+        )
     for text in found.duplicates():
         click.echo(f"conflict: {text}; uninstall one of them")
 

@@ -38,7 +38,7 @@ class Console:
             return
         with self._lock:
             self._end_line()
-            print(text, file=self._stream, flush=True)
+            print(escape(text), file=self._stream, flush=True)
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
@@ -79,7 +79,9 @@ class Console:
         try:
             # Notebooks and test runners replace sys.stderr by something without a file descriptor.
             if _is_fd(saved_stream, 2):
-                self._stream = os.fdopen(os.dup(kept[1][1]), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+                self._stream = os.fdopen(
+                    os.dup(kept[1][1]), "w", buffering=1, encoding="utf-8", errors="backslashreplace"
+                )
             target = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             for fd, _ in kept:
                 os.dup2(target, fd)
@@ -150,4 +152,7 @@ def number(value: float | None, unit: str = "fraction") -> str:
 
 def escape(text: str) -> str:
     """Return text that is safe on a terminal: control characters are shown, not obeyed."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" if ord(c) < 256 else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" if ord(c) < 256 else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )

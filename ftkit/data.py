@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .hub import explain
+from .hub import explain, prefer_cache_when_unreachable
 from .records import Example, Message, Task
 from .store import digest
 
@@ -65,7 +65,7 @@ def read_file(path: Path) -> list[Row]:
         elif path.suffix == ".csv":
             csv.field_size_limit(1 << 30)
             with open(path, encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
+                rows = _csv_rows(path, csv.DictReader(file))
         elif path.suffix == ".jsonl":
             with open(path, encoding="utf-8-sig", newline="\n") as file:
                 rows = [_json_line(path, n, line) for n, line in enumerate(file, 1) if line.strip()]
@@ -73,12 +73,21 @@ def read_file(path: Path) -> list[Row]:
             rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start})", "convert it: iconv -t utf-8") from None
-    except (json.JSONDecodeError, csv.Error, RecursionError) as error:
+    except (ValueError, csv.Error, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: expected a list of objects, one per row")
+    return rows
+
+
+def _csv_rows(path: Path, reader: csv.DictReader[str]) -> list[Any]:
+    rows = []
+    for row in reader:
+        if None in row:  # the fields beyond the header
+            raise InputError(f"{path}:{reader.line_num}: more fields than the header names", "quote what holds a comma")
+        rows.append(row)
     return rows
 
 
@@ -114,6 +123,7 @@ def _read_folder(folder: Path) -> dict[str, list[Row]]:
 
 
 def _read_hub(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+    prefer_cache_when_unreachable()
     try:
         import datasets
     except ImportError:
@@ -175,17 +185,25 @@ def cut_splits(
         size = wanted[split]
         if size == "all":
             hint = f"say how many: --set dataset.splits.{split}=200"
-            raise InputError(f"dataset.splits.{split}: the data has no {split} split (it has {', '.join(sorted(rows))})", hint)
+            raise InputError(
+                f"dataset.splits.{split}: the data has no {split} split (it has {', '.join(sorted(rows))})", hint
+            )
         count = int(size) if isinstance(size, int) else round(float(size) * len(rows.get(pool_name, [])))
         if count >= len(pool):
-            raise InputError(f"dataset.splits.{split}: {count} rows are wanted and there are only {len(pool)} to cut from")
-        keys = {i: hashlib.sha256(normalise(input_of(row)).encode("utf-8", "surrogatepass")).hexdigest() for i, row in pool}
-        pool.sort(key=lambda item: (keys[item[0]], item[0]))
+            raise InputError(
+                f"dataset.splits.{split}: {count} rows are wanted and there are only {len(pool)} to cut from"
+            )
+        keys = {
+            i: hashlib.sha256(normalise(input_of(row)).encode("utf-8", "surrogatepass")).hexdigest() for i, row in pool
+        }
+        pool.sort(key=lambda item: (keys[item[0]], _order(item[1])))
         taken = {keys[i] for i, _ in pool[:count]}
         result[split] = sorted(pool[:count], key=lambda item: item[0])
         dropped = [item for item in pool[count:] if keys[item[0]] in taken]
         pool = sorted((item for item in pool[count:] if keys[item[0]] not in taken), key=lambda item: item[0])
-        notes.append(f"{split}: {count} rows cut from {pool_name}" + (f"; {len(dropped)} repeats left out" if dropped else ""))
+        notes.append(
+            f"{split}: {count} rows cut from {pool_name}" + (f"; {len(dropped)} repeats left out" if dropped else "")
+        )
     for split in SPLITS:
         if split in result or split not in wanted:
             continue
@@ -223,7 +241,7 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
         splits=splits,
         fingerprints={split: fingerprint(part) for split, part in splits.items()},
         prompt_hash=digest(recipe.prompt.model_dump(mode="json")),
-        source={**source, "splits": {k: v for k, v in wanted.items()}, "notes": notes},
+        source={**source, "splits": wanted, "notes": notes},
     )
     return task, report
 
@@ -244,17 +262,27 @@ def _check_columns(dataset: DatasetConfig, split: str, rows: Sequence[Row]) -> N
     named += [columns.targets] if columns.targets else ([] if columns.messages else [columns.target])
     for name in named:
         if name and name not in have:
-            raise InputError(f"dataset.columns: the {split} rows have no column {name!r}", f"they have: {', '.join(have)}")
+            raise InputError(
+                f"dataset.columns: the {split} rows have no column {name!r}", f"they have: {', '.join(have)}"
+            )
 
 
 def _text(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else str(value)
 
 
+def _targets(value: Any, column: str) -> tuple[str, ...]:
+    if value is None or isinstance(value, str):
+        return (_text(value),)
+    if not isinstance(value, list | tuple):
+        raise InputError(f"dataset.columns.targets: {column!r} must hold a list of texts, not {value!r:.50}")
+    return tuple(map(_text, value))
+
+
 def _input_text(dataset: DatasetConfig, row: Row) -> str:
     columns = dataset.columns
     if not columns.messages:
-        return _text(row.get(columns.input))
+        return _text(row.get(columns.input or ""))
     turns = _prompt_turns(row, columns.messages)
     return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
@@ -286,18 +314,18 @@ def _examples(recipe: Recipe, split: str, rows: Sequence[tuple[int, Row]]) -> tu
         if recipe.prompt.system:
             messages = [Message("system", recipe.prompt.system), *messages]
         if columns.targets:
-            targets = tuple(_text(t) for t in row.get(columns.targets) or ())
+            targets = _targets(row.get(columns.targets), columns.targets)
         elif answer:
             targets = (answer[0].content,)
         else:
-            targets = (_text(row.get(columns.target)),)
+            targets = (_text(row.get(columns.target or "")),)
         key = columns.id or ("id" if "id" in row else None)
         name = _text(row.get(key)) if key else ""
         name = name or f"{split}-{index}"
         seen[name] += 1
         if seen[name] > 1:  # ids name predictions: they must be unique
             name = f"{name}#{seen[name]}"
-        meta = {column: row.get(column) for column in columns.meta}
+        meta = {column: json.loads(json.dumps(row.get(column), default=str)) for column in columns.meta}
         examples.append(Example(name, tuple(messages), targets or ("",), text, meta))
     return tuple(examples)
 

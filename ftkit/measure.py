@@ -32,7 +32,11 @@ def plan(examples: Sequence[Example], batch_size: int) -> list[list[str]]:
 
 
 def measure_all(
-    run: RunContext, backend: Backend, measurements: Sequence[Measurement], evaluators: Sequence[Evaluator], progress: Progress
+    run: RunContext,
+    backend: Backend,
+    measurements: Sequence[Measurement],
+    evaluators: Sequence[Evaluator],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Measure what is not yet measured; each model is loaded once. Returns the sessions' `stats`."""
     stats: dict[str, Any] = {}
@@ -71,9 +75,7 @@ def key_of(run: RunContext, backend: Backend, measurement: Measurement) -> dict[
     }
 
 
-def generate(
-    run: RunContext, backend: Backend, session: Session, measurement: Measurement, progress: Progress
-) -> None:
+def generate(run: RunContext, backend: Backend, session: Session, measurement: Measurement, progress: Progress) -> None:
     """Write NAME/predictions.jsonl, going on from the last finished batch of an earlier process."""
     name = measurement.name
     examples = {e.id: e for e in examples_of(run, measurement)}
@@ -90,9 +92,7 @@ def generate(
         done[row["batch"]] = [Prediction.from_dict(p) for p in row["predictions"]]
         seconds += row["seconds"]
     for attempt in range(2):  # what failed is tried once more, after all the rest
-        todo = [
-            i for i in range(len(batches)) if i not in done or (attempt and any(p.error for p in done[i]))
-        ]
+        todo = [i for i in range(len(batches)) if i not in done or (attempt and any(p.error for p in done[i]))]
         last = time.monotonic()
         answered = session.generate([[examples[i] for i in batches[b]] for b in todo], generation)
         for predictions in answered if todo else ():
@@ -157,7 +157,9 @@ def score(run: RunContext, backend: Backend, measurement: Measurement, evaluator
         name,
         metrics,
         settings={
-            "rows": run.task.fingerprints[measurement.split] if measurement.examples is None else digest([e.id for e in examples]),
+            "rows": run.task.fingerprints[measurement.split]
+            if measurement.examples is None
+            else digest([e.id for e in examples]),
             "split": measurement.split,
             "prompt": run.task.prompt_hash if measurement.examples is None else digest([e.to_dict() for e in examples]),
             "generation": generation.to_dict(),
@@ -200,7 +202,9 @@ def score_all(
             merged[key] = _merge(merged[key], s) if key in merged else s
         for metric in evaluator.aggregate([by_id[p.example_id] for p in predictions], predictions, scores):
             if metric.name in metrics:
-                raise RunFailed(f"two evaluators both name a metric {metric.name!r}", "name fewer evaluators in the recipe")
+                raise RunFailed(
+                    f"two evaluators both name a metric {metric.name!r}", "name fewer evaluators in the recipe"
+                )
             if not math.isfinite(metric.value):
                 raise RunFailed(f"evaluator {evaluator.name!r} gave {metric.value} for {metric.name!r}")
             metrics[metric.name] = metric

@@ -1,7 +1,7 @@
 """The Python interface: what the command line does, as functions that return objects.
 
-    run = ftkit.run("recipes/quickstart.yaml", overrides=["backend.max_steps=50"])
-    run.metrics["tuned"]["rouge1"].value
+run = ftkit.run("recipes/quickstart.yaml", overrides=["backend.max_steps=50"])
+run.metrics["tuned"]["rouge1"].value
 """
 
 from __future__ import annotations
@@ -106,7 +106,11 @@ def load(source: Source, overrides: Sequence[str] = ()) -> Any:
 
 
 def run(
-    *recipes: Source, overrides: Sequence[str] = (), out: str | Path = "runs", reuse: bool = True, console: Console | None = None
+    *recipes: Source,
+    overrides: Sequence[str] = (),
+    out: str | Path = "runs",
+    reuse: bool = True,
+    console: Console | None = None,
 ) -> Run:
     """Run one recipe or several and return the (last) Run. Several end in one joint report as well.
 
@@ -158,7 +162,11 @@ def open_run(directory: str | Path) -> Run:
 
 
 def score(
-    predictions: str | Path, evaluator: str | Evaluator, out: str | Path = "runs", name: str | None = None, **columns: str | None
+    predictions: str | Path,
+    evaluator: str | Evaluator,
+    out: str | Path = "runs",
+    name: str | None = None,
+    **columns: str | None,
 ) -> Run:
     """Score a file of predictions (see `ftkit.scoring.score_file`); `columns`: prediction, target, input, id."""
     from .plugins import installed_plugins

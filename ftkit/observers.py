@@ -6,6 +6,7 @@ waits for a network delays nothing: it is warned about and dropped.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import queue
 import threading
@@ -41,10 +42,8 @@ class Observer:
 
     def close(self, deadline: float) -> None:
         """Let the thread finish what is queued, until `deadline` (monotonic seconds)."""
-        try:
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Full:
-            pass
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive() and not self._dropped:
             self._drop("did not finish in time")
@@ -60,6 +59,8 @@ class Observer:
                 return
 
     def _drop(self, why: str) -> None:
+        if self._dropped:  # its thread may come back long after the run
+            return
         self._dropped = True
         self._warn(f"observer {self.name!r} {why}; it is left out from here on, the run goes on")
 
@@ -88,4 +89,10 @@ class Observers:
             observer.close(deadline)
 
 
-NOTIFYING = ("ftkit_run_started", "ftkit_metrics_logged", "ftkit_stage_finished", "ftkit_run_failed", "ftkit_run_finished")
+NOTIFYING = (
+    "ftkit_run_started",
+    "ftkit_metrics_logged",
+    "ftkit_stage_finished",
+    "ftkit_run_failed",
+    "ftkit_run_finished",
+)

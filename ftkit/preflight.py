@@ -50,7 +50,9 @@ def preflight(recipe: Recipe) -> Preflight:
         task, report = load_task(recipe)
     except FtkitError as error:
         key = error.message.split(":")[0]
-        findings.append(Finding("error", error.message, error.hint, key if key.startswith("dataset.") else "dataset.path"))
+        findings.append(
+            Finding("error", error.message, error.hint, key if key.startswith("dataset.") else "dataset.path")
+        )
     findings += [Finding("warning", text) for text in audit_warnings(report)] if report else []
     backend = recipe.backend.make()
     findings += backend.check(task, None)

@@ -65,6 +65,8 @@ class _Execution:
     def go(self) -> RunContext:
         run = self.run
         with run.exclusive(), _terminate_as_interrupt():
+            for left in run.dir.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
             self.record = replace(self.record, status="running", error=None)
             trackers = [(ref.name, ref.make()) for ref in self.recipe.tracking]
             self.observers = Observers(installed_plugins(), trackers, self.warn)
@@ -81,7 +83,9 @@ class _Execution:
                 self.failed("interrupted", "interrupted")
                 raise Interrupted(f"interrupted in {run.dir}", f"go on with: ftkit run --resume {run.dir}") from None
             except Exception as error:
-                self.failed("failed", str(error) if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}")
+                self.failed(
+                    "failed", str(error) if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}"
+                )
                 if isinstance(error, FtkitError):
                     raise
                 raise _explained(error, run) from error
@@ -113,7 +117,7 @@ class _Execution:
 
     def baseline(self) -> dict[str, Any]:
         base = self.backend.base_model()
-        extra = [m for m in self.backend.measurements(self.run.task, None)]
+        extra = list(self.backend.measurements(self.run.task, None))
         stats = self.measure(self.backend, [Measurement("baseline", base), *extra], reuse=self.reuse)
         for ref in self.recipe.controls:
             control = ref.make()
@@ -121,6 +125,7 @@ class _Execution:
         return stats
 
     def train(self) -> dict[str, Any]:
+        self.run.log_rows()  # cuts a line that a killed process left half-written
         with _follow(self.run.path("train", "log.jsonl"), self.logged):
             model = self.backend.train(self.run.task, self.run)
         write_json(self.run.path("train", "model.json"), model.to_dict())
@@ -183,7 +188,11 @@ class _Execution:
         key = json.loads(json.dumps(key_of(self.run, backend, measurement)))
         for other in list_runs(self.run.dir.parent):
             source = other.path(measurement.name)
-            if other.id == self.run.id or not (source / "predictions.jsonl").exists() or not (source / "key.json").exists():
+            if (
+                other.id == self.run.id
+                or not (source / "predictions.jsonl").exists()
+                or not (source / "key.json").exists()
+            ):
                 continue
             if read_json(source / "key.json") == key:
                 staging = self.run.scratch("reuse") / measurement.name
@@ -194,7 +203,9 @@ class _Execution:
                         shutil.copyfile(source / name, staging / name)
                 write_json(staging / "cost.json", {**read_json(staging / "cost.json"), "reused_from": other.id})
                 staging.rename(folder)
-                self.console.say(f"  {measurement.name}: the predictions of {other.id} are reused (same model, rows and settings)")
+                self.console.say(
+                    f"  {measurement.name}: the predictions of {other.id} are reused (same model, rows and settings)"
+                )
                 return
 
     def logged(self, event: dict[str, Any]) -> None:
@@ -202,7 +213,9 @@ class _Execution:
             parts = [f"loss {event['loss']:.3f}"] if event.get("loss") is not None else []
             if event.get("tokens_per_second"):
                 parts.append(f"{event['tokens_per_second']:.0f} tokens/s")
-            self.console.progress("step", event["step"], event["max_steps"], event.get("seconds", 0.0), ", ".join(parts))
+            self.console.progress(
+                "step", event["step"], event["max_steps"], event.get("seconds", 0.0), ", ".join(parts)
+            )
         elif event["event"] == "warning":
             self.warn(event["message"])
         self.observers.tell("ftkit_metrics_logged", run=self.run, event=event)
@@ -293,4 +306,3 @@ def _follow(path: Path, tell: Callable[[dict[str, Any]], None]) -> Iterator[None
     finally:
         stop.set()
         thread.join()
-

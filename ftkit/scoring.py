@@ -44,14 +44,18 @@ def score_file(
     if found["target"] is None:
         targets = _targets_of_run(path)
         if targets is None:
-            raise InputError(f"{path}: which column holds the reference?", f"name it with --target; there are: {', '.join(have)}")
+            raise InputError(
+                f"{path}: which column holds the reference?", f"name it with --target; there are: {', '.join(have)}"
+            )
     examples, predictions = [], []
     for number, row in enumerate(rows):
         example_id = str(row[found["id"]]) if found["id"] and row.get(found["id"]) is not None else f"row-{number}"
         if targets is not None:
             example = targets.get(example_id)
             if example is None:
-                raise InputError(f"{path}: row {number + 1} speaks of example {example_id!r}, which data/test.jsonl lacks")
+                raise InputError(
+                    f"{path}: row {number + 1} speaks of example {example_id!r}, which data/test.jsonl lacks"
+                )
         else:
             value = row.get(found["target"] or "")
             answers = tuple(map(str, value)) if isinstance(value, list) else ("" if value is None else str(value),)
@@ -75,7 +79,9 @@ def _columns(path: Path, have: Sequence[str], named: dict[str, str | None]) -> d
         free = [c for c in usual if c in have and c not in found.values()]
         found[role] = column or (free[0] if free else None)
     if found["prediction"] is None:
-        raise InputError(f"{path}: which column holds the prediction?", f"name it with --prediction; there are: {', '.join(have)}")
+        raise InputError(
+            f"{path}: which column holds the prediction?", f"name it with --prediction; there are: {', '.join(have)}"
+        )
     return found
 
 
@@ -91,12 +97,18 @@ def _check_ids(path: Path, examples: Sequence[Example], predictions: Sequence[Pr
     seen = set()
     for p in predictions:
         if (p.example_id, p.sample) in seen:
-            raise InputError(f"{path}: example {p.example_id!r} occurs twice", "ids must be unique; name another column with --id")
+            raise InputError(
+                f"{path}: example {p.example_id!r} occurs twice", "ids must be unique; name another column with --id"
+            )
         seen.add((p.example_id, p.sample))
 
 
 def _store(
-    examples: Sequence[Example], predictions: Sequence[Prediction], evaluators: Sequence[Evaluator], out: Path, name: str
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    evaluators: Sequence[Evaluator],
+    out: Path,
+    name: str,
 ) -> RunContext:
     from dataclasses import replace
 

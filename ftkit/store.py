@@ -147,7 +147,9 @@ class RunContext:
         try:
             directory.mkdir(parents=True)
         except OSError as error:
-            raise InputError(f"cannot make a run directory in {out}: {error.strerror}", "choose another with --out") from None
+            raise InputError(
+                f"cannot make a run directory in {out}: {error.strerror}", "choose another with --out"
+            ) from None
         run = cls(directory)
         run.save_record(RunRecord(directory.name, name, "running", utc_now()))
         return run
@@ -207,7 +209,7 @@ class RunContext:
         """The resolved recipe, read back from recipe.yaml."""
         from .recipe import load_recipe
 
-        return load_recipe(self.path("recipe.yaml"))
+        return load_recipe(self.path("recipe.yaml"), check_modules=False)
 
     @property
     def seed(self) -> int:
@@ -289,8 +291,7 @@ def list_runs(out: Path) -> list[RunContext]:
     runs = []
     for path in sorted(out.glob("*/run.json")):
         run = RunContext(path.parent)
-        with contextlib.suppress(InputError, OSError, TypeError, KeyError):
+        with contextlib.suppress(InputError, OSError, TypeError, KeyError, AttributeError):
             run.record()
             runs.append(run)
     return sorted(runs, key=lambda run: run.record().started)
-

@@ -1,14 +1,22 @@
-"""Shared by all tests: the `needs` marker."""
+"""Shared by all tests: the `needs` marker, and the fake plugins of tests/fakes.py."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# pytest puts tests/ on the path, where the folder tests/ftkit would pass for a namespace package `ftkit`.
+sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,3 +30,91 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"needs {' and '.join(missing)}")
     if missing:
         pytest.skip(f"needs {' and '.join(missing)}")
+
+
+@pytest.fixture
+def fakes() -> Iterator[ModuleType]:
+    """The fake plugins, installed in this process for one test."""
+    import fakes
+
+    from ftkit.plugins import Owner, installed_plugins
+
+    plugins = installed_plugins()
+    owners, offers = list(plugins.owners), {key: list(found) for key, found in plugins.offers.items()}
+    plugins.register(fakes, Owner("fakes", "fakes", "ftkit-fakes", "0.1"))
+    assert not [o for o in plugins.failures if o.entry == "fakes"]
+    yield fakes
+    plugins.manager.unregister(fakes)
+    plugins.owners, plugins.offers = owners, offers
+
+
+@pytest.fixture(scope="session")
+def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with the fake plugins as a real distribution."""
+    site = tmp_path_factory.mktemp("site")
+    shutil.copyfile(ROOT / "tests" / "fakes.py", site / "ftkit_fakes.py")
+    info = site / "ftkit_fakes-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ftkit-fakes\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[ftkit]\nfakes = ftkit_fakes\n")
+    return site
+
+
+@pytest.fixture
+def command(fake_site: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function that starts `ftkit ARGUMENTS` in a process of its own, in tmp_path, with the fake plugins.
+
+    Keyword arguments are variables of its environment; `wait=False` returns the Popen at once.
+    """
+
+    def start(*arguments: object, wait: bool = True, cwd: Path = tmp_path, **variables: str) -> Any:
+        env = {**os.environ, "PYTHONPATH": str(fake_site), "COLUMNS": "120", **variables}
+        line = [sys.executable, "-c", "from ftkit.cli import main; main()", *map(str, arguments)]
+        started = subprocess.Popen(line, stdout=-1, stderr=-1, text=True, cwd=cwd, env=env)
+        if not wait:
+            return started
+        out, err = started.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(line, started.returncode, out, err)
+
+    return start
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A folder of splits for the fake backend: the right answer is the input in upper case."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split, count in (("train", 20), ("validation", 4), ("test", 24)):
+        lines = [{"input": f"{split} row {i} says {'so ' * (i % 5)}", "target": f"{split} row {i} SAYS".upper()} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def recipe(rows: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that makes a recipe for the fakes; keyword arguments replace top-level keys or, by `backend=`, options."""
+
+    def make(backend: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
+        return {
+            "name": "fake-run",
+            "dataset": {"path": str(rows)},
+            "backend": {"plugin": "fake", **(backend or {})},
+            "generation": {"max_new_tokens": 16},
+            "evaluator": {"plugin": "fake-overlap"},
+            **keys,
+        }
+
+    return make
+
+
+@pytest.fixture
+def recipe_file(recipe: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
+    """Like `recipe`, written to a file (JSON is YAML)."""
+
+    def make(file: str = "recipe.yaml", **keys: Any) -> Path:
+        path = tmp_path / file
+        path.write_text(json.dumps(recipe(**keys)))
+        return path
+
+    return make

@@ -103,7 +103,7 @@ def _label(run: RunContext, names: Sequence[str], stage: str) -> str:
     """Name a system: its stage alone where there is one run, else with the run's name (and id, if that repeats)."""
     name = run.record().name
     if run.record().kind == "score":
-        return name
+        return name if names.count(name) == 1 else run.id
     if len(names) == 1:
         return stage
     return f"{name if names.count(name) == 1 else run.id} {stage}"
@@ -317,18 +317,17 @@ def _verdict(
         interval = (
             f" [{_signed(delta.low, delta.unit)}, {_signed(delta.high, delta.unit)}]" if delta.low is not None else ""
         )
-        change = f"{sign}{number(abs(delta.delta), delta.unit)} {unit}{interval}"
-        word = {"better": "is better", "worse": "is worse"}.get(delta.verdict, "shows no difference")
-        subject = (
-            f"{b.name} {word} than {a.name}" if delta.verdict in ("better", "worse") else f"{b.name} {word} to {a.name}"
-        )
+        change = f"{sign}{number(abs(delta.delta), delta.unit)} {unit}"
+        subject = f"{b.name} is {delta.verdict} than {a.name}"
+        if delta.verdict not in ("better", "worse"):
+            subject = f"No difference shown between {b.name} and {a.name}"
         low, high = a.metrics[delta.metric].value, b.metrics[delta.metric].value
         p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
         corrected = " after Holm's correction" if delta.p_adjusted is not None else ""
         lines.append(
             (
-                f"{subject}: {delta.metric} {change}",
-                f"{delta.metric} {number(low, delta.unit)} → {number(high, delta.unit)}, 95 % interval of the difference"
+                subject,
+                f"{delta.metric} {number(low, delta.unit)} → {number(high, delta.unit)}: {change}, 95 % interval"
                 f"{interval}, p {_p(p)}{corrected}, n={delta.n}, one training seed.",
             )
         )
@@ -426,7 +425,8 @@ def _sections(runs: Sequence[RunContext], warnings: list[str]) -> list[Section]:
     sections: list[Section] = []
     for impl in installed_plugins().manager.hook.ftkit_report_sections.get_hookimpls():
         try:
-            sections += impl.function(runs=list(runs))
+            found: Any = impl.function(runs=list(runs))
+            sections += found
         except Exception as error:  # a section that fails must not cost the reader the report
             warnings.append(f"the report section of plugin {impl.plugin_name} failed: {type(error).__name__}: {error}")
     return sections

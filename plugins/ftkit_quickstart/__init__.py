@@ -22,7 +22,7 @@ from ftkit.store import RunContext
 class DialogueOptions(Options):
     """How many dialogues are generated."""
 
-    train_rows: int = Field(4000, gt=0, description="training dialogues")
+    train_rows: int = Field(4800, gt=0, description="training dialogues")
     validation_rows: int = Field(100, ge=0, description="validation dialogues")
     test_rows: int = Field(200, gt=0, description="test dialogues")
     data_seed: int = Field(0, ge=0, description="seed of the generator")
@@ -41,7 +41,11 @@ class QuickstartDialogues(DatasetLoader):
     def load(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         from ._dialogues import rows
 
-        sizes = {"train": self.options.train_rows, "validation": self.options.validation_rows, "test": self.options.test_rows}
+        sizes = {
+            "train": self.options.train_rows,
+            "validation": self.options.validation_rows,
+            "test": self.options.test_rows,
+        }
         return {split: rows(split, size, self.options.data_seed) for split, size in sizes.items() if size}
 
     def about(self) -> dict[str, Any]:

@@ -17,33 +17,20 @@ stable across processes and Python versions.
 
 import random
 
-NAMES = """Anna Tom Maria Ben Clara David Ella Frank Grace Henry Ines Jack Kate Leo Mia Noah Olga Paul
-Rosa Sam Tina Victor Wendy Alex Bella Carl Dora Eric Fiona George Hanna Ivan Julia Karl Laura Max Nina
-Oscar Petra Ralf Sara Theo Vera Will Zoe Adam Beth Colin Diana Emil Felix Gina Hugo Iris Jonas Kim Lena
-Mark Nora Otto Rita Simon Tessa Uma Adrian Brenda Conrad Daniel Emma Florian Gloria Harold Isabel Jasper
-Kevin Linda Martin Natalie Oliver Pamela Robert Sandra Tobias Valerie Walter Yvonne Amir Chen Farid Hana
-Jamal Kenji Layla Mei Omar Priya Ravi Sofia Tariq Yuki""".split()
+NAMES = ["Anna", "Tom", "Maria", "Ben", "Clara", "David", "Ella", "Frank", "Grace", "Henry", "Ines", "Jack", "Kate", "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor", "Wendy", "Alex", "Bella", "Carl", "Dora", "Eric", "Fiona", "George", "Hanna", "Ivan", "Julia", "Karl", "Laura", "Max", "Nina", "Oscar", "Petra", "Ralf", "Sara", "Theo", "Vera", "Will", "Zoe", "Adam", "Beth", "Colin", "Diana", "Emil", "Felix", "Gina", "Hugo", "Iris", "Jonas", "Kim", "Lena", "Mark", "Nora", "Otto", "Rita", "Simon", "Tessa", "Uma", "Adrian", "Brenda", "Conrad", "Daniel", "Emma", "Florian", "Gloria", "Harold", "Isabel", "Jasper", "Kevin", "Linda", "Martin", "Natalie", "Oliver", "Pamela", "Robert", "Sandra", "Tobias", "Valerie", "Walter", "Yvonne", "Amir", "Chen", "Farid", "Hana", "Jamal", "Kenji", "Layla", "Mei", "Omar", "Priya", "Ravi", "Sofia", "Tariq", "Yuki"]
 
-HELD_NAMES = """Marek Selma Bruno Tilda Dario Nadia Lukas Corina Stefan Melina Anton Ramona Silas Delia
-Milan Talia Roman Salma Damian Lorena Alina Boris Carmen Edgar Helga Jolene Manuel Renata Darian Marlon""".split()
+HELD_NAMES = ["Marek", "Selma", "Bruno", "Tilda", "Dario", "Nadia", "Lukas", "Corina", "Stefan", "Melina", "Anton", "Ramona", "Silas", "Delia", "Milan", "Talia", "Roman", "Salma", "Damian", "Lorena", "Alina", "Boris", "Carmen", "Edgar", "Helga", "Jolene", "Manuel", "Renata", "Darian", "Marlon"]
 
-PLACES = """Lisbon Paris London Berlin Madrid Rome Vienna Oslo Prague Dublin Athens Warsaw Boston Chicago
-Denver Dallas Austin Seattle Toronto Sydney Cairo Lima Delhi Tokyo Seoul Hamburg Munich Lyon Porto Seville
-Turin Naples Geneva Basel Bergen Malmo Leeds Bristol York Bath Oxford Dover Brighton Glasgow Cork Galway
-Utrecht Ghent Bruges Bonn Trier Mainz Graz Linz Krakow Riga Tallinn Vilnius Sofia Zagreb Split Corfu Malta
-Havana Quito Bogota Santiago Nairobi Dakar Accra Tunis Lagos Mumbai Hanoi Manila Perth Hobart Ashford
-Milton Weston Marlow Stanford Harwood Kirkby Thornton""".split()
+PLACES = ["Lisbon", "Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Prague", "Dublin", "Athens", "Warsaw", "Boston", "Chicago", "Denver", "Dallas", "Austin", "Seattle", "Toronto", "Sydney", "Cairo", "Lima", "Delhi", "Tokyo", "Seoul", "Hamburg", "Munich", "Lyon", "Porto", "Seville", "Turin", "Naples", "Geneva", "Basel", "Bergen", "Malmo", "Leeds", "Bristol", "York", "Bath", "Oxford", "Dover", "Brighton", "Glasgow", "Cork", "Galway", "Utrecht", "Ghent", "Bruges", "Bonn", "Trier", "Mainz", "Graz", "Linz", "Krakow", "Riga", "Tallinn", "Vilnius", "Sofia", "Zagreb", "Split", "Corfu", "Malta", "Havana", "Quito", "Bogota", "Santiago", "Nairobi", "Dakar", "Accra", "Tunis", "Lagos", "Mumbai", "Hanoi", "Manila", "Perth", "Hobart", "Ashford", "Milton", "Weston", "Marlow", "Stanford", "Harwood", "Kirkby", "Thornton"]
 PLACES.remove("Sofia")  # also a first name here; every word is either a name or a place
 
-HELD_PLACES = """Verona Marburg Salinas Bolton Tampere Granada Moreton Dalston Belgrade Sarande Palermo
-Carlow Merton Halstead Valencia Ostend Lorient Tarragona Bremen Cardona Selby Larnaca Monterey Durban
-Merida Toledo""".split()
+HELD_PLACES = ["Verona", "Marburg", "Salinas", "Bolton", "Tampere", "Granada", "Moreton", "Dalston", "Belgrade", "Sarande", "Palermo", "Carlow", "Merton", "Halstead", "Valencia", "Ostend", "Lorient", "Tarragona", "Bremen", "Cardona", "Selby", "Larnaca", "Monterey", "Durban", "Merida", "Toledo"]
 
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-PARTS = "morning afternoon evening night".split()
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+PARTS = ["morning", "afternoon", "evening", "night"]
 
-ADJECTIVES = "dark new small big red blue green white black yellow long short warm little heavy nice".split()
+ADJECTIVES = ["dark", "new", "small", "big", "red", "blue", "green", "white", "black", "yellow", "long", "short", "warm", "little", "heavy", "nice"]
 ACTIVITIES = {
     "play": "chess,tennis,cards,football,golf,the guitar,the piano,a board game",
     "see": "the {adj} film,the {adj} museum,the {adj} garden,a concert,the {adj} castle,a play",
@@ -73,25 +60,86 @@ ERRANDS = {
 }
 THINGS = """scarf,hat,coat,bag,book,key,camera,phone,ring,glove,wallet,watch,notebook,lamp,kite,guitar,
 ticket,bottle,shoe,laptop,umbrella,jacket,tent,bike""".replace("\n", "").split(",")
-EVENTS_A = "chess,guitar,piano,dance,tennis,cooking,swimming,painting,french,singing,football,book".split(",")
-EVENTS_B = "class,lesson,meeting,party,match,course,club,night,workshop,test".split(",")
+EVENTS_A = ["chess", "guitar", "piano", "dance", "tennis", "cooking", "swimming", "painting", "french", "singing", "football", "book"]
+EVENTS_B = ["class", "lesson", "meeting", "party", "match", "course", "club", "night", "workshop", "test"]
 
 GREETINGS = ["hi {o}", "hey {o}", "hello {o}", "hi there", "hey", "good morning {o}", "hello", "hey, it's me"]
 HELLO_BACK = ["hi", "hello", "hey there", "hi, what's new?", "hey, nice to hear from you", "oh, hello", "yes?"]
-HOW = ["how are you?", "how is it going?", "are you well?", "long time no see!", "did you sleep well?",
-       "got a minute?", "can we talk?", "are you busy?", "what a day!", "how was work?"]
-FINE = ["fine, thanks", "all good here", "not bad at all", "a bit tired, but ok", "very well, and you?",
-        "just having tea", "quite busy, but go on", "good, what is up?", "sure, tell me", "still at work"]
-OK = ["ok, great!", "perfect", "sounds good", "all right then", "good, thanks", "wonderful", "cool, see you",
-      "fine with me", "super, thank you", "great, i like that", "yes, of course", "ok, no problem", "very good"]
-BYE = ["see you soon", "bye", "take care", "talk to you later", "thanks again", "i have to run now",
-       "have a nice day", "say hi at home", "good night", "i will write it down"]
-SIDE = ["the weather is awful today", "i had too much coffee", "my train is late again", "the dog ate my lunch",
-        "i am so hungry", "the new phone is slow", "my boss is away", "work was long", "i need more sleep",
-        "it is cold in here", "the tea is very good", "the kids are loud today"]
+HOW = [
+    "how are you?",
+    "how is it going?",
+    "are you well?",
+    "long time no see!",
+    "did you sleep well?",
+    "got a minute?",
+    "can we talk?",
+    "are you busy?",
+    "what a day!",
+    "how was work?",
+]
+FINE = [
+    "fine, thanks",
+    "all good here",
+    "not bad at all",
+    "a bit tired, but ok",
+    "very well, and you?",
+    "just having tea",
+    "quite busy, but go on",
+    "good, what is up?",
+    "sure, tell me",
+    "still at work",
+]
+OK = [
+    "ok, great!",
+    "perfect",
+    "sounds good",
+    "all right then",
+    "good, thanks",
+    "wonderful",
+    "cool, see you",
+    "fine with me",
+    "super, thank you",
+    "great, i like that",
+    "yes, of course",
+    "ok, no problem",
+    "very good",
+]
+BYE = [
+    "see you soon",
+    "bye",
+    "take care",
+    "talk to you later",
+    "thanks again",
+    "i have to run now",
+    "have a nice day",
+    "say hi at home",
+    "good night",
+    "i will write it down",
+]
+SIDE = [
+    "the weather is awful today",
+    "i had too much coffee",
+    "my train is late again",
+    "the dog ate my lunch",
+    "i am so hungry",
+    "the new phone is slow",
+    "my boss is away",
+    "work was long",
+    "i need more sleep",
+    "it is cold in here",
+    "the tea is very good",
+    "the kids are loud today",
+]
 REPLY = ["oh no", "same here", "haha", "really?", "i know", "poor you", "that happens", "tell me about it"]
-DISTRACT = ["{n} says hi", "i saw {n} in town", "{n} called me today", "i was in {p} last week",
-            "{n} is back from {p}", "my cousin lives in {p}", "{n} got a new job"]
+DISTRACT = [
+    "{n} says hi",
+    "i saw {n} in town",
+    "{n} called me today",
+    "i was in {p} last week",
+    "{n} is back from {p}",
+    "my cousin lives in {p}",
+    "{n} got a new job",
+]
 
 # Phrasing families. "A" and "B" are the speakers; {t} is the hour, {d} the day,
 # {when} both. HELD ones occur in the test split only.
@@ -107,8 +155,18 @@ FAMILIES = {
     "cancel": [
         ["A sorry, i can't {what} on {d}", "B oh, you mean at {t} in {where}?", "A yes, i am ill", "B get well soon"],
         ["A about {when} in {where}", "B yes, we want to {what}", "A i can't make it, sorry", "B what a pity"],
-        ["A i have to cancel {d}", "B but we wanted to {what} in {where} at {t}!", "A i know, i have to work", "B too bad"],
-        ["A bad news, i must stay at home on {when}", "B so we will not {what} in {where}?", "A no, sorry", "B ok, another time"],
+        [
+            "A i have to cancel {d}",
+            "B but we wanted to {what} in {where} at {t}!",
+            "A i know, i have to work",
+            "B too bad",
+        ],
+        [
+            "A bad news, i must stay at home on {when}",
+            "B so we will not {what} in {where}?",
+            "A no, sorry",
+            "B ok, another time",
+        ],
         ["B do we still {what} in {where}?", "A on {when}? no, i can't come", "B oh, why?", "A my car broke down"],
     ],
     "favour": [
@@ -116,33 +174,65 @@ FAMILIES = {
         ["A i need your help in {where} on {d}", "B what can i do?", "A please {what} at {t}", "B {ok}"],
         ["A are you in {where} on {when}?", "B yes, why?", "A could you {what}?", "B {ok}"],
         ["A please help me. someone must {what} on {d}", "B i can do that. what time?", "A {t}, in {where}", "B {ok}"],
-        ["B do you need help on {d}?", "A yes, can you {what} in {where}?", "B of course, at {t}", "A thank you so much"],
+        [
+            "B do you need help on {d}?",
+            "A yes, can you {what} in {where}?",
+            "B of course, at {t}",
+            "A thank you so much",
+        ],
     ],
     "lost": [
         ["A i lost {what}", "B oh no, where?", "A in {where}, on {when}", "B i will look for it"],
         ["A i was in {where} on {when} and now {what} is gone", "B i can search there", "A thank you"],
         ["A have you seen {what}?", "B no, when did you lose it?", "A on {when} in {where}", "B i will look around"],
-        ["B why are you sad?", "A {what} is missing since {when}", "B where was that?", "A in {where}", "B let me look for it"],
+        [
+            "B why are you sad?",
+            "A {what} is missing since {when}",
+            "B where was that?",
+            "A in {where}",
+            "B let me look for it",
+        ],
         ["A on {when} i left {what} in {where}", "B oh dear. i will go and look", "A you are the best"],
     ],
     "move": [
         ["A the {what} in {where} is not on {old}", "B oh, when then?", "A on {when}", "B {ok}"],
         ["A can we move the {what} from {old}?", "B the one in {where}? yes, {d} is fine", "A at {t} then", "B {ok}"],
         ["A i can't come to the {what} in {where} on {old}", "B how about {when}?", "A {ok}"],
-        ["A we need a new date for the {what}", "B not {old}?", "A no, {when} is better", "B {ok}. still in {where}?", "A yes"],
+        [
+            "A we need a new date for the {what}",
+            "B not {old}?",
+            "A no, {when} is better",
+            "B {ok}. still in {where}?",
+            "A yes",
+        ],
         ["B is the {what} on {old}?", "A no, it is on {when} now", "B in {where} as before?", "A yes"],
     ],
 }
 HELD_FAMILIES = {
     "plan": [
-        ["A would you like to {what}?", "B with pleasure. does {d} suit you?", "A yes, around {t}, over in {where}", "B {ok}"],
+        [
+            "A would you like to {what}?",
+            "B with pleasure. does {d} suit you?",
+            "A yes, around {t}, over in {where}",
+            "B {ok}",
+        ],
         ["A i found a lovely spot in {where}", "B what for?", "A to {what}, of course. {when}?", "B {ok}"],
     ],
     "cancel": [
-        ["A don't wait for me on {when}", "B what happened? i thought we {what} in {where}", "A i missed my flight", "B next time then"],
+        [
+            "A don't wait for me on {when}",
+            "B what happened? i thought we {what} in {where}",
+            "A i missed my flight",
+            "B next time then",
+        ],
     ],
     "favour": [
-        ["A i am stuck. would you mind to {what} on {d}?", "B not at all. is that in {where}?", "A exactly, by {t}", "B {ok}"],
+        [
+            "A i am stuck. would you mind to {what} on {d}?",
+            "B not at all. is that in {where}?",
+            "A exactly, by {t}",
+            "B {ok}",
+        ],
     ],
     "lost": [
         ["A {what} must have dropped out of my pocket", "B in {where}?", "A right, {when}", "B i'll keep my eyes open"],
@@ -165,8 +255,11 @@ INTENTS = tuple(SUMMARIES)
 def what_for(rng, intent):
     """A fresh value of the slot ``what`` for this intent."""
     if intent == "lost":
-        return "a " + rng.choice(ADJECTIVES) + " " + rng.choice(THINGS) if rng.random() < 0.7 \
+        return (
+            "a " + rng.choice(ADJECTIVES) + " " + rng.choice(THINGS)
+            if rng.random() < 0.7
             else "my " + rng.choice(ADJECTIVES) + " " + rng.choice(THINGS)
+        )
     if intent == "move":
         return rng.choice(EVENTS_A) + " " + rng.choice(EVENTS_B)
     table = ERRANDS if intent == "favour" else ACTIVITIES
@@ -274,7 +367,17 @@ def rows(split, n, seed=0):
             continue
         seen.add(dialogue)
         summary, who, what = summarise(intent, lines, slots)
-        out.append({"id": f"{split}-{seed}-{len(out)}", "dialogue": dialogue, "summary": summary,
-                    "intent": intent, "who": who, "what": what, "where": where, "when": slots["when"],
-                    "held_out": ",".join(held)})
+        out.append(
+            {
+                "id": f"{split}-{seed}-{len(out)}",
+                "dialogue": dialogue,
+                "summary": summary,
+                "intent": intent,
+                "who": who,
+                "what": what,
+                "where": where,
+                "when": slots["when"],
+                "held_out": ",".join(held),
+            }
+        )
     return out

@@ -21,7 +21,7 @@ import random
 import time
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from . import _dialogues as D
@@ -33,10 +33,10 @@ BATCH = 24  # rows per step
 
 # --------------------------------------------------------------- invented words
 
-ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr kr pl pr sh st th tr".split()
-VOWELS = "a e i o u a e i o ai ea ie oa".split()
+ONSETS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "ch", "cl", "dr", "fl", "gr", "kr", "pl", "pr", "sh", "st", "th", "tr"]
+VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "ie", "oa"]
 CODAS = ["", "", "", "n", "l", "r", "s", "m", "k", "t", "nd", "rt", "ck"]
-PLACE_ENDS = "ton ville burg ham stad ford wick berg mont dale ia a o e na ra lona port land field".split()
+PLACE_ENDS = ["ton", "ville", "burg", "ham", "stad", "ford", "wick", "berg", "mont", "dale", "ia", "a", "o", "e", "na", "ra", "lona", "port", "land", "field"]
 FORBIDDEN = set(D.HELD_NAMES) | set(D.HELD_PLACES)
 
 
@@ -46,7 +46,7 @@ def letter_chain(words):
     for w in words:
         w = "^^" + w.lower() + "$"
         for i in range(len(w) - 2):
-            chain.setdefault(w[i:i + 2], []).append(w[i + 2])
+            chain.setdefault(w[i : i + 2], []).append(w[i + 2])
     return chain
 
 
@@ -78,19 +78,83 @@ def place(rng):
 
 # ------------------------------------------------------------ pre-training text
 
-WHERE = ["it is in {x}", "come to {x}", "i am in {x} then", "we meet in {x}", "is {x} ok?", "maybe in {x}?",
-         "let's take {x}", "i like {x}", "{x} is best", "the place is {x}", "close to {x}", "how about {x}?",
-         "in {x}", "i will wait in {x}", "it has to be {x}", "we stay in {x}", "and {x} is still ok?", "not here, in {x}"]
-WHEN = ["on {x}", "{x} is good", "how about {x}?", "maybe {x}?", "it starts on {x}", "i have time on {x}",
-        "be there on {x}", "let's say {x}", "{x} would be nice", "it was on {x}", "{x}, if you can", "only on {x}"]
-DAY = ["on {x}", "how about {x}?", "are you there on {x}?", "{x} is fine", "i am free on {x}", "let's take {x}", "is {x} ok?"]
+WHERE = [
+    "it is in {x}",
+    "come to {x}",
+    "i am in {x} then",
+    "we meet in {x}",
+    "is {x} ok?",
+    "maybe in {x}?",
+    "let's take {x}",
+    "i like {x}",
+    "{x} is best",
+    "the place is {x}",
+    "close to {x}",
+    "how about {x}?",
+    "in {x}",
+    "i will wait in {x}",
+    "it has to be {x}",
+    "we stay in {x}",
+    "and {x} is still ok?",
+    "not here, in {x}",
+]
+WHEN = [
+    "on {x}",
+    "{x} is good",
+    "how about {x}?",
+    "maybe {x}?",
+    "it starts on {x}",
+    "i have time on {x}",
+    "be there on {x}",
+    "let's say {x}",
+    "{x} would be nice",
+    "it was on {x}",
+    "{x}, if you can",
+    "only on {x}",
+]
+DAY = [
+    "on {x}",
+    "how about {x}?",
+    "are you there on {x}?",
+    "{x} is fine",
+    "i am free on {x}",
+    "let's take {x}",
+    "is {x} ok?",
+]
 HOUR = ["at {x}", "{x} is fine", "let's say {x}", "at {x}, please", "{x}?", "from {x} on", "not before {x}"]
-DO = ["i want to {x}", "can you {x}?", "we have to {x}", "let's {x}", "i have to {x}", "someone must {x}",
-      "it would be nice to {x}", "{x}, please", "i will {x}", "i thought we {x}", "we can't {x} now", "do we {x}?"]
-THING = ["i lost {x}", "{x} is gone", "i can't find {x}", "did you see {x}?", "{x} is not here", "i forgot {x}",
-         "i think {x} fell down", "where is {x}?"]
-EVENT = ["the {x} is new", "i go to the {x}", "the {x} was moved", "what about the {x}?", "they changed the {x}",
-         "the {x} is soon", "don't forget the {x}"]
+DO = [
+    "i want to {x}",
+    "can you {x}?",
+    "we have to {x}",
+    "let's {x}",
+    "i have to {x}",
+    "someone must {x}",
+    "it would be nice to {x}",
+    "{x}, please",
+    "i will {x}",
+    "i thought we {x}",
+    "we can't {x} now",
+    "do we {x}?",
+]
+THING = [
+    "i lost {x}",
+    "{x} is gone",
+    "i can't find {x}",
+    "did you see {x}?",
+    "{x} is not here",
+    "i forgot {x}",
+    "i think {x} fell down",
+    "where is {x}?",
+]
+EVENT = [
+    "the {x} is new",
+    "i go to the {x}",
+    "the {x} was moved",
+    "what about the {x}?",
+    "they changed the {x}",
+    "the {x} is soon",
+    "don't forget the {x}",
+]
 
 
 def chat(rng):
@@ -114,7 +178,9 @@ def chat(rng):
             parts.append([rng.choice(DAY).replace("{x}", f["d"]), rng.choice(HOUR).replace("{x}", f["t"])])
         rng.shuffle(parts)
         for _ in range(rng.choice([0, 1, 1, 2])):
-            parts.insert(rng.randint(0, len(parts)), [rng.choice(rng.choice([D.OK, D.SIDE, D.REPLY, D.FINE, D.HOW, D.BYE]))])
+            parts.insert(
+                rng.randint(0, len(parts)), [rng.choice(rng.choice([D.OK, D.SIDE, D.REPLY, D.FINE, D.HOW, D.BYE]))]
+            )
         turns = [x for p in parts for x in p]
         if rng.random() < 0.3:
             turns[0] = rng.choice(D.GREETINGS).replace("{o}", b) + ", " + turns[0]
@@ -161,19 +227,35 @@ def questions(rng, lines, f):
         asks.append(q + " " + f[key])
     for _ in range(2):
         s, text = rng.choice(lines)
-        asks.append(rng.choice(["Who says \"{1}\"? {0}", "Quote: \"{1}\" says {0}.", "Once more: {0}: {1}"]).format(s, text))
+        asks.append(
+            rng.choice(['Who says "{1}"? {0}', 'Quote: "{1}" says {0}.', "Once more: {0}: {1}"]).format(s, text)
+        )
     return rng.sample(asks, min(len(asks), rng.randint(3, 8)))
 
 
 def word_list(rng):
     """A list, and the same list again."""
     n = rng.randint(2, 7)
-    items = [rng.choice([name, place])(rng) if rng.random() < 0.8 else rng.choice([D.day, D.hour])(rng) for _ in range(n)]
+    items = [
+        rng.choice([name, place])(rng) if rng.random() < 0.8 else rng.choice([D.day, D.hour])(rng) for _ in range(n)
+    ]
     text = ", ".join(items)
     if rng.random() < 0.5:
         return "List: " + text + ".\nAgain: " + text + "."
     k = rng.randrange(n - 1)
-    return "List: " + text + ".\nAfter " + items[k] + " comes " + items[k + 1] + ". First is " + items[0] + ", last is " + items[-1] + "."
+    return (
+        "List: "
+        + text
+        + ".\nAfter "
+        + items[k]
+        + " comes "
+        + items[k + 1]
+        + ". First is "
+        + items[0]
+        + ", last is "
+        + items[-1]
+        + "."
+    )
 
 
 def tale(rng):
@@ -181,8 +263,17 @@ def tale(rng):
     people = [name(rng) for _ in range(rng.randint(2, 4))]
     facts = []
     for p in people:
-        x, kind = rng.choice([(place(rng), "lives in"), (place(rng), "was born in"), (name(rng), "likes"), (name(rng), "met"),
-                              (D.what_for(rng, "plan"), "wants to"), (D.what_for(rng, "lost"), "has"), (D.day(rng), "comes on")])
+        x, kind = rng.choice(
+            [
+                (place(rng), "lives in"),
+                (place(rng), "was born in"),
+                (name(rng), "likes"),
+                (name(rng), "met"),
+                (D.what_for(rng, "plan"), "wants to"),
+                (D.what_for(rng, "lost"), "has"),
+                (D.day(rng), "comes on"),
+            ]
+        )
         facts.append((p, kind, x.replace("my ", "the ")))
     out = [f"{p} {k} {x}." for p, k, x in facts]
     rng.shuffle(facts)
@@ -209,6 +300,7 @@ def document(rng, easy):
 
 # -------------------------------------------------------------------- tokenizer
 
+
 def make_tokenizer(texts):
     """Byte-level BPE in which a word has one spelling: " Anna".
 
@@ -216,24 +308,33 @@ def make_tokenizer(texts):
     again in decoding), so that the speaker's name at the start of a line and
     its mention inside a sentence are the same tokens."""
     tok = Tokenizer(models.BPE())
-    tok.normalizer = normalizers.Sequence([
-        normalizers.Prepend(" "),
-        normalizers.Replace(Regex(r"\A  "), " "),  # there was one already
-        normalizers.Replace("\n", "\n "),
-    ])
-    tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"'\p{L}+| ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tok.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend(" "),
+            normalizers.Replace(Regex(r"\A  "), " "),  # there was one already
+            normalizers.Replace("\n", "\n "),
+        ]
+    )
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"'\p{L}+| ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tok.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\n ", "\n")])
     special = ["<pad>", "<bos>", "<eos>"]
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=special,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tok.train_from_iterator(texts, trainer)
     return tok
 
 
 # ----------------------------------------------------------------- pre-training
+
 
 def packed_rows(tok, rng, count, easy):
     """Rows of ROW tokens, each holding whole documents, and which document
@@ -258,8 +359,8 @@ def packed_rows(tok, rng, count, easy):
     for i, row in enumerate(rows):
         at = 0
         for j, d in enumerate(row):
-            ids[i, at:at + len(d)] = torch.tensor(d)
-            owner[i, at:at + len(d)] = j + 1
+            ids[i, at : at + len(d)] = torch.tensor(d)
+            owner[i, at : at + len(d)] = j + 1
             at += len(d)
     return ids, owner
 
@@ -281,20 +382,37 @@ def main():
 
     rng = random.Random(SEED)
     tok = make_tokenizer(document(rng, False) for _ in range(30000))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
-                                   model_max_length=1024, clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=args.hidden, intermediate_size=int(args.hidden * 2.5), num_hidden_layers=4,
-        num_attention_heads=args.heads, max_position_embeddings=1024, tie_word_embeddings=True,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, attn_implementation="eager")
+        vocab_size=VOCAB,
+        hidden_size=args.hidden,
+        intermediate_size=int(args.hidden * 2.5),
+        num_hidden_layers=4,
+        num_attention_heads=args.heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
     model = LlamaForCausalLM(config)
     print(sum(p.numel() for p in model.parameters()), "parameters")
 
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     if args.opt == "muon":
-        opts = [torch.optim.Muon(hidden, lr=args.lr, weight_decay=0.01, ns_steps=4),
-                torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
+        opts = [
+            torch.optim.Muon(hidden, lr=args.lr, weight_decay=0.01, ns_steps=4),
+            torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        ]
     else:
         opts = [torch.optim.AdamW(hidden + rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
     base = [o.param_groups[0]["lr"] for o in opts]
@@ -335,14 +453,14 @@ def main():
             rate = min(1, (step + 1) / 100) * (1 if done < 0.5 else max(0.0, 2 * (1 - done)) * 0.97 + 0.03)
             for o, lr in zip(opts, base):
                 o.param_groups[0]["lr"] = lr * rate
-            loss = loss_of(ids[i:i + BATCH], owner[i:i + BATCH])
+            loss = loss_of(ids[i : i + BATCH], owner[i : i + BATCH])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for o in opts:
                 o.step()
                 o.zero_grad()
             step += 1
-            tokens += int((owner[i:i + BATCH] > 0).sum())
+            tokens += int((owner[i : i + BATCH] > 0).sum())
             mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
             if step % 50 == 0:
                 print(f"step {step} tokens {tokens} minutes {minutes:.1f} rate {rate:.2f} loss {mean:.3f}", flush=True)

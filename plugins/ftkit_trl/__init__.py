@@ -35,7 +35,9 @@ class TrainOptions(Options):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
-    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field("cosine", description="schedule")
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="schedule"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     max_steps: int | None = Field(None, gt=0, description="optimizer steps; overrides num_epochs")
     num_epochs: float = Field(1.0, gt=0, description="passes over the training rows")

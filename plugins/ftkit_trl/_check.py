@@ -30,9 +30,13 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
     if options.keep_best and not options.eval_steps:
         yield Finding("error", "keep_best needs eval_steps: there is nothing to choose by", key="backend.keep_best")
     if options.eval_steps and task is not None and not task.validation:
-        yield Finding("error", "eval_steps needs validation rows", "set dataset.splits.validation", "backend.eval_steps")
+        yield Finding(
+            "error", "eval_steps needs validation rows", "set dataset.splits.validation", "backend.eval_steps"
+        )
     if backend.quantised and device().type == "mps":
-        yield Finding("error", "4-bit training does not work on Apple GPUs", "use plugin trl-sft-lora", "backend.plugin")
+        yield Finding(
+            "error", "4-bit training does not work on Apple GPUs", "use plugin trl-sft-lora", "backend.plugin"
+        )
     try:
         model = _skeleton(options)
         load_tokenizer(options)
@@ -43,7 +47,9 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
         yield Finding("error", error.message, hint.strip() or None, "backend.base_model")
         return
     if backend.adapter:
-        names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        names = {
+            name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+        }
         wanted = options.lora_target_modules
         for name in [] if wanted == "all-linear" else wanted:
             if name not in names:
@@ -80,7 +86,7 @@ def estimate(backend: TrlSftLora, task: Task | None) -> dict[str, Any]:
     try:
         config, model = load_config(options).get_text_config(), _skeleton(options)
     except InputError as error:
-        return {"not_estimated": error.message}
+        return {"not_estimated": f"the size of {options.base_model!r} is not known ({error.message})"}
     parameters = sum(p.numel() for p in model.parameters())
     hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
     width = torch.empty(0, dtype=dtype(options)).element_size()
@@ -88,10 +94,14 @@ def estimate(backend: TrlSftLora, task: Task | None) -> dict[str, Any]:
     weights = embeddings * width + (parameters - embeddings) * (0.55 if backend.quantised else width)
     trained = parameters if not backend.adapter else _adapter_parameters(model, options)
     batch_tokens = options.micro_batch_size * options.sequence_len
-    activations = batch_tokens * (layers * hidden * 34 * (0.15 if options.gradient_checkpointing else 1) + vocabulary * 8)
+    activations = batch_tokens * (
+        layers * hidden * 34 * (0.15 if options.gradient_checkpointing else 1) + vocabulary * 8
+    )
     facts: dict[str, Any] = {"parameters": parameters, "memory_bytes": int(weights + 16 * trained + activations)}
     if task is not None and device().type == "cpu":
-        steps = options.max_steps or options.num_epochs * len(task.train) / (options.micro_batch_size * options.gradient_accumulation_steps)
+        steps = options.max_steps or options.num_epochs * len(task.train) / (
+            options.micro_batch_size * options.gradient_accumulation_steps
+        )
         per_example = min(options.sequence_len, _mean_length(task) / 3)  # about three characters a token
         learned = steps * options.micro_batch_size * options.gradient_accumulation_steps * per_example
         measured = 2 * len(task.test) * (per_example + 64)

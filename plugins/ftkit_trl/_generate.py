@@ -45,7 +45,12 @@ class TrlSession(Session):
         arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if generation.temperature > 0:
             torch.manual_seed(_batch_seed(generation, batch))
-            arguments = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
+            arguments = {
+                "do_sample": True,
+                "temperature": generation.temperature,
+                "top_p": generation.top_p,
+                "top_k": 0,
+            }
         output = self.model.generate(
             **inputs,
             max_new_tokens=generation.max_new_tokens,

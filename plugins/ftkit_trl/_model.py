@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftkit.errors import InputError
-from ftkit.hub import explain
+from ftkit.hub import explain, prefer_cache_when_unreachable
 from ftkit.records import ModelRef
 from ftkit.store import RunContext
 
@@ -39,6 +39,7 @@ def source(base_model: str) -> str:
     else:
         path = Path(base_model).expanduser()
         if not (path.is_absolute() or base_model.startswith(".") or path.is_dir()):
+            prefer_cache_when_unreachable()
             return base_model
     if not (path / "config.json").is_file():
         raise InputError(f"backend.base_model: {path} holds no config.json", "name a folder that save_pretrained wrote")
@@ -89,7 +90,9 @@ def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
     elif template != "auto":
         path = Path(template).expanduser()
         if not path.is_file():
-            raise InputError(f"backend.chat_template: there is no file {path}", "use auto, plain, or the path of a .jinja file")
+            raise InputError(
+                f"backend.chat_template: there is no file {path}", "use auto, plain, or the path of a .jinja file"
+            )
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     if tokenizer.pad_token is None:  # padding is masked by position, so eos does no harm where nothing better is known
         known = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]")
@@ -117,6 +120,12 @@ def load_base(backend: TrlSftLora) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(source(options.base_model), device_map={"": device()}, **arguments)
     except (OSError, ValueError) as error:
         raise explain("model", options.base_model, error) from None
+    for module in model.modules():
+        # On CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights at the first pass in eval mode, into a form
+        # that passes no gradient back and computes in bf16: a measurement would end the learning, in silence.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    model.config._name_or_path = options.base_model  # what adapters name as their base: not a path of this machine
     return model
 
 

@@ -45,7 +45,9 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, example: Example, options: T
         # Some templates put more into the generation prompt than into a past turn (an empty "thinking" part).
         before = _text(tokenizer, example.messages, options, prompt=False)
         if not whole.startswith(before) or example.targets[0] not in whole[len(before) :]:
-            raise InputError("the chat template rewrites the prompt once an answer follows it", "see backend.chat_template")
+            raise InputError(
+                "the chat template rewrites the prompt once an answer follows it", "see backend.chat_template"
+            )
         rest = whole[len(before) :]
         return rest[rest.index(example.targets[0]) :]
     return whole[len(prompt) :]
@@ -88,5 +90,7 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> set[in
     ends = {tokenizer.eos_token_id} - {None}
     probe = Example("probe", (Message("user", "a"),), ("b",))
     specials = set(tokenizer.all_special_ids)
-    ends |= {i for i in encode(tokenizer, answer_text(tokenizer, probe, options)) if i in specials} - {tokenizer.bos_token_id}
+    ends |= {i for i in encode(tokenizer, answer_text(tokenizer, probe, options)) if i in specials} - {
+        tokenizer.bos_token_id
+    }
     return ends

@@ -69,7 +69,7 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
     if options.keep_best and (best / "metric.json").exists():
         shutil.copytree(best, staging, ignore=shutil.ignore_patterns("metric.json"))
     else:
-        _save(trainer.model, staging, options)
+        trainer.model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staging, target)
@@ -138,14 +138,6 @@ def _lora(options: Any) -> Any:
     )
 
 
-def _save(model: Any, folder: Path, options: TrainOptions) -> None:
-    """Save adapter or weights as safetensors; the adapter's config names the base as the recipe does."""
-    model.save_pretrained(folder)
-    config = folder / "adapter_config.json"
-    if config.exists():
-        write_atomic(config, json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": options.base_model}, indent=2))
-
-
 def _last_whole(checkpoints: Path) -> str | None:
     """Return the newest checkpoint that was written to its end; a torn one is removed."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
@@ -183,7 +175,10 @@ class _Watch(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         if not torch.isfinite(torch.tensor(logs["loss"])):
-            raise RunFailed(f"the loss is {logs['loss']} at step {state.global_step}", "lower backend.learning_rate, or use another dtype")
+            raise RunFailed(
+                f"the loss is {logs['loss']} at step {state.global_step}",
+                "lower backend.learning_rate, or use another dtype",
+            )
         seconds = time.monotonic() - self.began - self.measuring
         tokens = int(state.num_input_tokens_seen)
         self.run.log(
@@ -199,7 +194,9 @@ class _Watch(TrainerCallback):
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.options.eval_steps and (state.global_step % self.options.eval_steps == 0 or state.global_step == state.max_steps):
+        if self.options.eval_steps and (
+            state.global_step % self.options.eval_steps == 0 or state.global_step == state.max_steps
+        ):
             self.measure(state.global_step)
 
     def measure(self, step: int) -> None:
@@ -217,10 +214,15 @@ class _Watch(TrainerCallback):
         self.measuring += time.monotonic() - began
         self.run.log("eval", step=step, n=len(examples), **{name: round(m.value, 6) for name, m in metrics.items()})
         primary = metrics.get(self.run.recipe.evaluators[0].make().primary)
-        if self.options.keep_best and step > 0 and primary and self.is_better(primary.value, bool(primary.higher_is_better)):
+        if (
+            self.options.keep_best
+            and step > 0
+            and primary
+            and self.is_better(primary.value, bool(primary.higher_is_better))
+        ):
             staging = self.run.scratch("best-new")
             shutil.rmtree(staging)
-            _save(model, staging, self.options)
+            model.save_pretrained(staging)
             write_atomic(staging / "metric.json", json.dumps({"step": step, "value": primary.value}))
             shutil.rmtree(self.best)
             os.replace(staging, self.best)

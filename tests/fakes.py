@@ -1,0 +1,266 @@
+"""Plugins of pure Python for the tests of the core: a backend that learns, an evaluator, trackers.
+
+The tests register this module in their own process; for subprocesses, `conftest.fake_site` installs a
+copy of it as a real distribution. What must differ between an attempt and the next one, with the same
+recipe, comes in by the variable FAKES ("slow=0.01,stop=3"):
+
+    slow=SECONDS    wait that long per batch and per training step
+    interrupt=N     raise KeyboardInterrupt when N batches of a generation were answered by this process
+    crash=N         raise RuntimeError instead
+    train=interrupt, train=crash, train=input    end the training in that way after two steps
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ftkit.api import Backend, Evaluator, Options, Session, Tracker
+from ftkit.errors import InputError
+from ftkit.hookspecs import hookimpl
+from ftkit.records import Example, Finding, Generation, Measurement, Metric, ModelRef, Prediction, Rendered, Score, Task
+from ftkit.stats import mean_metrics
+from ftkit.store import RunContext, read_json, write_json
+
+
+def _knob(name: str) -> str:
+    return dict(part.split("=") for part in os.environ.get("FAKES", "").split(",") if part).get(name, "")
+
+
+def _chance(text: str) -> float:
+    return int(hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8], 16) / 2**32
+
+
+class FakeOptions(Options):
+    base_model: str = "fake-base"
+    skill: float = 0.8  # share of the test rows that the tuned model answers rightly
+    steps: int = 6
+    batch_size: int = 3
+    fail: list[str] = []  # noqa: RUF012  ids that no model ever answers
+    fail_tuned: int = 0  # how many of its rows the tuned model never answers
+    fail_once: list[str] = []  # noqa: RUF012  ids that fail when they are asked for the first time
+    hand_over: bool = True
+    refuse: str = ""  # an error that `check` finds
+    warn: str = ""
+    extras: bool = False  # measure some training rows as well
+
+
+class FakeBackend(Backend):
+    name = "fake"
+    summary = "learns by heart that answers are upper case"
+    Options = FakeOptions
+
+    def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
+        found = [Finding("error", self.options.refuse, "mend it", "backend.skill")] if self.options.refuse else []
+        return found + ([Finding("warning", self.options.warn)] if self.options.warn else [])
+
+    def estimate(self, task: Task | None) -> dict[str, Any]:
+        return {"seconds": 1.5, "memory_bytes": 1_000_000}
+
+    def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
+        for e in examples:
+            prompt, answer = e.input.split(), e.targets[0].split()
+            tokens = tuple([*prompt, *answer, "<end>"])
+            learned = tuple(i >= len(prompt) for i in range(len(tokens)))
+            yield Rendered(e.id, " ".join(tokens), tuple(range(len(tokens))), tokens, learned, len(prompt))
+
+    def base_model(self) -> ModelRef:
+        return ModelRef("hub", self.options.base_model)
+
+    def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
+        return {"plugin": self.name, "model": model.to_dict(), "fail": self.options.fail}
+
+    def train(self, task: Task, run: RunContext) -> ModelRef:
+        model = run.path("train", "model", "rule.json")
+        step = run.state.get("step", 0)
+        for step in range(step + 1, self.options.steps + 1):
+            time.sleep(float(_knob("slow") or 0))
+            run.log("step", step=step, max_steps=self.options.steps, loss=1 / step, seconds=0.01 * step)
+            run.save_state(step=step)
+            if step == 2 and _knob("train") == "interrupt":
+                raise KeyboardInterrupt
+            if step == 2 and _knob("train") == "crash":
+                raise RuntimeError("the fake trainer broke")
+            if step == 2 and _knob("train") == "input":
+                raise InputError("the token has no access", "log in")
+        run.log("eval", step=step, overlap=0.5)
+        run.log("end", step=step, steps=step, peak_memory=1000, usd=0.25)
+        write_json(model, {"learned_from": len(task.train), "steps": step, "skill": self.options.skill})
+        if not self.options.hand_over:
+            raise RuntimeError("nothing was learned")
+        return ModelRef("adapter", "train/model", self.options.base_model)
+
+    @contextlib.contextmanager
+    def load(self, model: ModelRef, run: RunContext) -> Iterator[Session]:
+        rule = read_json(run.resolve_uri(model.uri) / "rule.json") if model.kind == "adapter" else None
+        yield FakeSession(self.options, rule, run)
+
+    @property
+    def eval_batch_size(self) -> int:
+        return int(self.options.batch_size)
+
+    def measurements(self, task: Task, tuned: ModelRef | None) -> Iterable[Measurement]:
+        if self.options.extras and tuned is not None:
+            yield Measurement("tuned-train-rows", tuned, "train", examples=task.train[:4], control=True)
+
+
+class FakeSession(Session):
+    def __init__(self, options: FakeOptions, rule: dict[str, Any] | None, run: RunContext) -> None:
+        self.options = options
+        self.rule = rule
+        self.asked = run.scratch("asked-tuned" if rule else "asked-base")  # a server remembers, whoever asks
+
+    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+        for n, batch in enumerate(batches):
+            if _knob("interrupt") == str(n):
+                raise KeyboardInterrupt
+            if _knob("crash") == str(n):
+                raise RuntimeError("the fake device went away")
+            time.sleep(float(_knob("slow") or 0))
+            # As in 4-bit, the text depends a little on the company in the batch.
+            company = " ." * int(3 * _chance(" ".join(e.id for e in batch)))
+            yield [self._answer(e, company, sample) for e in batch for sample in range(generation.samples)]
+
+    def _answer(self, example: Example, company: str, sample: int) -> Prediction:
+        fails = example.id in self.options.fail
+        if example.id in self.options.fail_once and not (self.asked / example.id).exists():
+            (self.asked / example.id).touch()
+            fails = True
+        if self.rule and self.options.fail_tuned:
+            fails = fails or int(example.id.split("-")[-1]) < self.options.fail_tuned
+        if fails:
+            return Prediction(example.id, "", sample, "error", error="the fake server said 503")
+        right = example.input.upper() if self.rule and _chance(example.id) < self.rule["skill"] else example.input
+        return Prediction(example.id, right + company, sample, "stop", len(example.input.split()), len(right.split()))
+
+    def stats(self) -> dict[str, Any]:
+        return {"peak_memory": 4096, "device": "fake"}
+
+
+class EchoOptions(Options):
+    word: str = ""
+
+
+class Echo(Backend):
+    """A rule that answers with one word, or with the input: a control."""
+
+    name = "fake-echo"
+    summary = "echoes"
+    Options = EchoOptions
+
+    def base_model(self) -> ModelRef:
+        return ModelRef("rule", "echo")
+
+    def train(self, task: Task, run: RunContext) -> ModelRef:
+        return self.base_model()
+
+    @contextlib.contextmanager
+    def load(self, model: ModelRef, run: RunContext) -> Iterator[Session]:
+        yield FakeEcho(self.options.word)
+
+
+class FakeEcho(Session):
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+        for batch in batches:
+            yield [Prediction(e.id, self.word or e.input, s) for e in batch for s in range(generation.samples)]
+
+
+class OverlapOptions(Options):
+    ignore_case: bool = False
+    broken: bool = False
+
+
+class Overlap(Evaluator):
+    """The share of a target's words that the answer holds."""
+
+    name = "fake-overlap"
+    summary = "share of the target's words"
+    primary = "overlap"
+    Options = OverlapOptions
+
+    def score(self, example: Example, prediction: Prediction) -> Score:
+        assert prediction.error is None
+        if self.options.broken:
+            return Score(example.id, {"overlap": float("nan")}, prediction.sample)
+        fold = str.lower if self.options.ignore_case else str
+        words = set(fold(prediction.text).split())
+        best = max((sum(w in words for w in fold(t).split()) / max(1, len(t.split())) for t in example.targets), default=0)
+        return Score(example.id, {"overlap": best, "words": float(len(prediction.text.split()))}, prediction.sample)
+
+    def aggregate(
+        self, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]
+    ) -> list[Metric]:
+        if self.options.broken:
+            return [Metric("overlap", float("nan"))]
+        return mean_metrics(scores, {"words": "words"}, {"words": None}, resamples=199)
+
+
+class RecorderOptions(Options):
+    file: str
+
+
+class Recorder(Tracker):
+    """Writes down which hooks were called."""
+
+    name = "fake-recorder"
+    Options = RecorderOptions
+
+    def _write(self, *what: Any) -> None:
+        with open(self.options.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(what) + "\n")
+
+    def ftkit_run_started(self, run: RunContext, record: Any) -> None:
+        self._write("started", Path(run.dir).name)
+
+    def ftkit_metrics_logged(self, event: dict[str, Any]) -> None:
+        self._write("event", event["event"], event.get("step"))
+
+    def ftkit_stage_finished(self, stage: Any) -> None:
+        self._write("stage", stage.name)
+
+    def ftkit_run_failed(self, record: Any) -> None:
+        self._write("failed", record.error)
+
+    def ftkit_run_finished(self, run: RunContext, record: Any, report: Any) -> None:
+        self._write("finished", report.verdict)
+
+
+class Raising(Tracker):
+    name = "fake-raising"
+
+    def ftkit_run_started(self, run: RunContext) -> None:
+        raise ConnectionError("the tracker's server is down")
+
+
+class Hanging(Tracker):
+    name = "fake-hanging"
+    released: ClassVar[threading.Event] = threading.Event()
+
+    def ftkit_metrics_logged(self, event: dict[str, Any]) -> None:
+        self.released.wait(3600)
+        raise TimeoutError("gave up at last")
+
+
+@hookimpl
+def ftkit_backends() -> list[type[Backend]]:
+    return [FakeBackend, Echo]
+
+
+@hookimpl
+def ftkit_evaluators() -> list[type[Evaluator]]:
+    return [Overlap]
+
+
+@hookimpl
+def ftkit_trackers() -> list[type[Tracker]]:
+    return [Recorder, Raising, Hanging]

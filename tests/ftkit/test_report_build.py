@@ -1,0 +1,259 @@
+"""The numbers of a report: what may be compared, how examples are matched, what a reader is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import ftkit
+from ftkit.console import Console
+from ftkit.errors import InputError, Interrupted, RunFailed
+from ftkit.notebook import Run
+from ftkit.records import Report
+from ftkit.report import build_report
+from ftkit.stats import holm
+from ftkit.store import RunContext, read_json, write_json
+
+Make = Callable[..., dict[str, Any]]
+QUIET = Console(silent=True)
+
+
+@pytest.fixture
+def go(recipe: Make, tmp_path: Path, fakes: ModuleType) -> Callable[..., Run]:
+    def start(backend: dict[str, Any] | None = None, **keys: Any) -> Run:
+        return ftkit.run(recipe(backend, **keys), out=tmp_path / "runs", console=QUIET)
+
+    return start
+
+
+@pytest.fixture
+def score(tmp_path: Path, fakes: ModuleType) -> Callable[..., Run]:
+    """Score rows that were made anywhere."""
+
+    def make(rows: list[dict[str, Any]], name: str = "other", **columns: str) -> Run:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return ftkit.score(path, "fake-overlap", tmp_path / "runs", name, **columns)
+
+    return make
+
+
+def report(*runs: Run, anyway: bool = False) -> Report:
+    return build_report([r.context for r in runs], anyway)
+
+
+# ---------------------------------------------------------------- what may be compared
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"splits": {"test": 12}}, "test rows"),
+        ({"prompt": {"instruction": "Shout."}}, "prompt"),
+        ({"generation": {"max_new_tokens": 17}}, r"generation settings \(max_new_tokens\)"),
+        ({"evaluator": {"plugin": "fake-overlap", "ignore_case": True}}, r"evaluator settings \(fake-overlap\)"),
+    ],
+    ids=["rows", "prompt", "generation", "evaluator"],
+)
+def test_incomparable_runs_are_refused_with_the_reason(
+    go: Callable[..., Run], rows: Path, change: dict[str, Any], reason: str
+) -> None:
+    first = go(name="first")
+    if "splits" in change:
+        change = {"dataset": {"path": str(rows), **change}}
+    second = go(name="second", **change)
+    with pytest.raises(InputError, match=rf"may not be compared, they differ in {reason}") as caught:
+        report(first, second)
+    assert "first baseline and second tuned" in str(caught.value) and "--anyway" in str(caught.value)
+    marked = report(first, second, anyway=True)
+    assert any(w.startswith("Not a fair comparison (shown with --anyway)") for w in marked.warnings)
+    assert "Not a fair comparison" not in str(report(first).warnings)
+
+
+def test_a_shared_baseline_is_shown_once_and_holm_corrects(go: Callable[..., Run]) -> None:
+    runs = [go({"skill": skill}, name=name) for name, skill in (("a", 0.9), ("b", 0.5), ("c", 0.0))]
+    found = report(*runs)
+    assert [s.name for s in found.systems] == ["a baseline", "a tuned", "b tuned", "c tuned"]
+    assert any("b baseline is the same measurement as a baseline" in note for note in found.notes)
+    tested = [d for d in found.deltas if d.metric == "overlap"]
+    assert {(d.from_, d.to) for d in tested} == {
+        *(("a baseline", f"{n} tuned") for n in "abc"),
+        *((f"{a} tuned", f"{b} tuned") for a, b in ("ab", "ac", "bc")),
+    }
+    assert [d.p_adjusted for d in tested] == pytest.approx(holm([d.p_value or 0.0 for d in tested]))
+    assert all((d.p_adjusted or 0) >= (d.p_value or 0) for d in tested)
+    assert all(d.p_adjusted is None for d in found.deltas if d.metric != "overlap")
+    assert "Holm" in found.verdict_detail
+    words = {(d.from_, d.to): d.verdict for d in tested}
+    assert words["a baseline", "a tuned"] == "better" and words["a baseline", "c tuned"] == "no difference shown"
+    assert words["a tuned", "c tuned"] == "worse"
+    assert not any(d.p_adjusted for d in report(runs[0]).deltas)
+
+
+def test_deltas_are_paired_means(go: Callable[..., Run]) -> None:
+    run = go({"fail": ["test-0"]})
+    by_id = [{s.example_id: s.values for s in run.context.scores(stage)} for stage in ("baseline", "tuned")]
+    both = [(b["overlap"], t["overlap"]) for i, b in by_id[0].items() if b and (t := by_id[1][i])]
+    (delta,) = (d for d in report(run).deltas if d.metric == "overlap")
+    assert delta.n == len(both) == 23 and delta.delta == pytest.approx(sum(t - b for b, t in both) / 23)
+
+
+def test_two_runs_of_one_name(go: Callable[..., Run]) -> None:
+    runs = [go(), go({"skill": 0.1})]
+    names = [s.name for s in report(*runs).systems]
+    assert len(set(names)) == 3 and all(any(r.context.id in n for r in runs) for n in names)
+
+
+# ---------------------------------------------------------------- runs of `score`
+
+
+def test_scored_files_are_matched_by_id(go: Callable[..., Run], score: Callable[..., Run]) -> None:
+    run = go()
+    rows = [{"id": e.id, "prediction": e.targets[0], "target": e.targets[0]} for e in reversed(run.context.task.test)]
+    found = report(run, score(rows[:20]))
+    (delta,) = (d for d in found.deltas if (d.from_, d.to, d.metric) == ("fake-run baseline", "other", "overlap"))
+    assert delta.n == 20 and delta.delta > 0.5 and delta.verdict == "better"
+    assert {"prompt of other: not known", "generation settings of other: not known"} <= set(found.notes)
+    assert "other: 20 of 24 examples matched" in found.notes
+    assert found.pairs[0].answers["fake-run tuned"]["text"] and sum("other" in p.answers for p in found.pairs) == 20
+
+
+def test_scored_files_are_matched_by_input_text(go: Callable[..., Run], score: Callable[..., Run]) -> None:
+    run = go()
+    rows = [{"n": i, "question": e.input.strip() + "\n", "out": e.targets[0], "gold": e.targets[0]} for i, e in enumerate(run.context.task.test)]
+    other = score(rows[::-1], input="question", prediction="out", target="gold")
+    found = report(run, other)
+    assert "other: 24 of 24 examples matched" in found.notes
+    by_id = {p.example_id: p for p in found.pairs}
+    for e in run.context.task.test:
+        assert by_id[e.id].answers["other"]["text"] == e.targets[0]
+
+
+def test_scored_files_with_nothing_in_common(go: Callable[..., Run], score: Callable[..., Run]) -> None:
+    other = score([{"id": "z", "input": "unheard of", "prediction": "p", "target": "t"}])
+    with pytest.raises(InputError, match="other has no example in common"):
+        report(go(), other)
+
+
+def test_two_scored_files_of_one_name(score: Callable[..., Run]) -> None:
+    rows = [{"id": str(i), "prediction": "a", "target": "a b"} for i in range(20)]
+    first, second = score(rows), score([{**row, "prediction": "a b"} for row in rows])
+    found = report(first, second)
+    assert [s.name for s in found.systems] == [first.context.id, second.context.id]
+    assert [(d.delta, d.n) for d in found.deltas if d.metric == "overlap"] == [(0.5, 20)]
+
+
+def test_another_evaluator_on_scored_files_is_refused(go: Callable[..., Run], score: Callable[..., Run]) -> None:
+    run = go(evaluator={"plugin": "fake-overlap", "ignore_case": True})
+    rows = [{"id": e.id, "prediction": "x", "target": e.targets[0]} for e in run.context.task.test]
+    with pytest.raises(InputError, match="differ in evaluator settings"):
+        report(run, score(rows))
+
+
+# ---------------------------------------------------------------- what is missing
+
+
+@pytest.mark.parametrize(
+    ("knob", "missing"), [("interrupt=2", "baseline and a tuned"), ("train=crash", "tuned")], ids=["baseline", "train"]
+)
+def test_an_unfinished_run(go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, knob: str, missing: str) -> None:
+    monkeypatch.setenv("FAKES", knob)
+    with pytest.raises((Interrupted, RunFailed)):
+        go(controls=["fake-echo"])
+    (path,) = (tmp_path / "runs").glob("*/run.json")
+    found = ftkit.report(path.parent, out=tmp_path / "report")
+    assert found.verdict == "No verdict"
+    assert any(f"without a {missing} measurement" in w for w in found.warnings)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "No verdict" in page and f"without a {missing} measurement" in page
+    assert f"without a {missing} measurement" in (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+    monkeypatch.delenv("FAKES")
+    whole = go(name="whole", controls=["fake-echo"])
+    assert "whole tuned" in [s.name for s in ftkit.report(whole, path.parent, out=tmp_path / "both").systems]
+
+
+def test_a_run_whose_plugin_is_gone_can_still_be_read(go: Callable[..., Run], fakes: ModuleType) -> None:
+    from ftkit.plugins import installed_plugins
+
+    run = go(note="a stand-in")
+    offers = installed_plugins().offers
+    for key in [k for k in offers if k[1].startswith("fake")]:
+        del offers[key]
+    found = report(Run(RunContext.open(run.dir)))
+    assert found.verdict.startswith("tuned is better") and "a stand-in" in found.notes
+
+
+def test_a_report_can_be_read_back(go: Callable[..., Run]) -> None:
+    run = go()
+    found = report(run)
+    assert Report.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert [(c.name, c.axis) for c in found.curves] == [("loss", "loss"), ("overlap", "validation metrics")]
+    assert run.report.systems == found.systems and run.report.deltas == found.deltas
+
+
+# ---------------------------------------------------------------- hostile text
+
+HOSTILE = "</script><script>document.title='owned'</script> \x1b[31mred\x07 \x00 \ud800 \u202egnp.exe \u2028 <|eot_id|> | `x` {{ 7*7 }}"
+
+
+def test_hostile_text_goes_through_a_whole_run(go: Callable[..., Run], rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "validation", "test"):
+        lines = [{"id": f"../../{i}{HOSTILE}", "input": f"{split} {i} {HOSTILE}", "target": HOSTILE if i else " "} for i in range(8)]
+        (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = {p for p in tmp_path.rglob("*") if "runs" not in p.parts}
+    capfd.readouterr()
+    keys = {"prompt": {"instruction": "{x} <b>\u202e"}, "note": "<img src=x onerror=alert(1)>", "dataset": {"path": str(rows), "columns": {"meta": ["input"]}}}
+    backend = {"warn": f"look: {HOSTILE}", "fail": [f"../../3{HOSTILE}"]}
+    recipe = {"name": "hostile", "backend": {"plugin": "fake", **backend}, "evaluator": "fake-overlap", **keys}
+    run = ftkit.run(recipe, out=tmp_path / "runs")
+    assert {p for p in tmp_path.rglob("*") if "runs" not in p.parts} == before
+    assert run.context.record().status == "done"
+    shown = capfd.readouterr()
+    assert "empty targets" in shown.err and not set("\x1b\x07\x00\u202e") & set(shown.err + shown.out)
+    page = (run.dir / "report.html").read_text(encoding="utf-8")
+    assert "<script>document.title" not in page and "<img src=x" not in page and "owned" in page
+    text = (run.dir / "report.md").read_text(encoding="utf-8")
+    assert "\x1b" not in page + text and "\x00" not in page + text and "<img" not in text
+    data = read_json(run.dir / "report.json")
+    assert data["pairs"][1]["input"] == f"test 1 {HOSTILE}" and data["pairs"][1]["targets"] == [HOSTILE]
+    reread = RunContext.open(run.dir)
+    assert reread.task.test[1].id == f"../../1{HOSTILE}" and reread.recipe.prompt.instruction == "{x} <b>\u202e"
+
+
+def test_a_section_that_fails_costs_nothing_but_itself(go: Callable[..., Run], fakes: ModuleType) -> None:
+    from ftkit.hookspecs import hookimpl
+    from ftkit.plugins import Owner, installed_plugins
+    from ftkit.records import Section
+
+    class Sections:
+        @hookimpl
+        def ftkit_report_sections(self, runs: list[RunContext]) -> list[Section]:
+            if len(runs) > 1:
+                raise ValueError("only one, please")
+            return [Section("Mine", ({"kind": "text", "text": "hello"},))]
+
+    plugin = Sections()
+    installed_plugins().register(plugin, Owner("s", "s", "s", "1"))
+    try:
+        runs = [go(), go(name="b")]
+        assert [s.title for s in report(runs[0]).sections] == ["Mine"]
+        both = report(*runs)
+        assert not both.sections and any("only one, please" in w for w in both.warnings)
+    finally:
+        installed_plugins().manager.unregister(plugin)
+
+
+def test_no_runs_and_torn_files(go: Callable[..., Run]) -> None:
+    with pytest.raises(InputError, match="no runs"):
+        build_report([])
+    run = go()
+    write_json(run.dir / "tuned" / "metrics.json", {"metrics": {}, "settings": read_json(run.dir / "tuned/metrics.json")["settings"]})
+    assert report(run).verdict == "No verdict"
+    (run.dir / "tuned" / "predictions.jsonl").write_text('{"example_id": ')
+    with pytest.raises(InputError, match=r"predictions\.jsonl:1: not JSON"):
+        report(run)

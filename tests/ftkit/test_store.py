@@ -1,0 +1,252 @@
+"""The run directory: nothing half-written, one writer, and what goes in comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftkit import records
+from ftkit.errors import InputError
+from ftkit.records import Example, Message, Metric, ModelRef, Record, Task
+from ftkit.store import (
+    Journal,
+    RunContext,
+    digest,
+    dump_json,
+    list_runs,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_json,
+    write_jsonl,
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunContext:
+    return RunContext.create(tmp_path / "runs", "a run: ../with odd / name")
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "file.json"
+    write_json(path, {"a": 1})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        write_atomic(path, "half")
+    assert read_json(path) == {"a": 1} and [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_write_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), replace(a, b))[1])
+    write_atomic(tmp_path / "x", "text")
+    assert order[:2] == ["fsync", "rename"] and (tmp_path / "x").read_text() == "text"
+
+
+def test_a_failing_row_writes_no_file(tmp_path: Path) -> None:
+    def rows() -> Any:
+        yield {"a": 1}
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError):
+        write_jsonl(tmp_path / "rows.jsonl", rows())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dump_json_is_always_json_and_encodable() -> None:
+    data = {"nan": math.nan, "more": [math.inf, (-math.inf, 1.5)], "text": "é \ud800 \x00\x1b", "whole": 3}
+    text = dump_json(data)
+    text.encode()
+    assert json.loads(text) == {"nan": None, "more": [None, [None, 1.5]], "text": "é \ud800 \x00\x1b", "whole": 3}
+    assert "NaN" not in text and "Infinity" not in text
+    assert dump_json({"text": "é"}) == '{"text": "é"}'
+    assert digest({"a": 1, "b": math.nan}) == digest({"b": math.inf, "a": 1})
+    assert digest("\ud800") != digest("\ud801")
+
+
+def test_bad_json_names_the_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a"\n')
+    with pytest.raises(InputError, match=r"x\.jsonl:2: not JSON"):
+        list(read_jsonl(tmp_path / "x.jsonl"))
+    with pytest.raises(InputError, match=r"x\.jsonl is not JSON"):
+        read_json(tmp_path / "x.jsonl")
+
+
+# ---------------------------------------------------------------- journals
+
+
+@pytest.mark.parametrize("torn", [b'{"n": 3', b'{"n": 3, "t": "\xc3', b"{"])
+def test_a_torn_last_line_is_cut(tmp_path: Path, torn: bytes) -> None:
+    journal = Journal(tmp_path / "deep" / "j.jsonl")
+    assert journal.read() == []
+    for n in range(3):
+        journal.append({"n": n, "t": "line\nbreak \r \u2028 \x85 \ud800"})
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole + torn)
+    assert [row["n"] for row in journal.read()] == [0, 1, 2]
+    assert journal.path.read_bytes() == whole
+    journal.append({"n": 3})
+    assert [row["n"] for row in Journal(journal.path).read()] == [0, 1, 2, 3]
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5), st.data())
+@settings(max_examples=50, deadline=None)
+def test_a_journal_cut_anywhere_keeps_its_whole_lines(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], data: st.DataObject
+) -> None:
+    journal = Journal(tmp_path_factory.mktemp("journal") / "j")
+    ends = []
+    for text in texts:
+        journal.append({"t": text})
+        ends.append(journal.path.stat().st_size)
+    at = data.draw(st.integers(0, ends[-1]))
+    os.truncate(journal.path, at)
+    assert [row["t"] for row in journal.read()] == [t for t, end in zip(texts, ends, strict=True) if end <= at]
+
+
+def test_the_log_of_a_resumed_run_counts_a_step_once(run: RunContext) -> None:
+    for step, loss in ((1, 3.0), (2, 2.0), (2, 1.0), (3, 0.5)):
+        run.log("step", step=step, loss=loss)
+    run.log("eval", step=2, overlap=0.1)
+    assert [(r["event"], r["step"]) for r in run.log_rows()] == [("step", 1), ("step", 2), ("step", 3), ("eval", 2)]
+    assert [r["loss"] for r in run.log_rows() if r["event"] == "step"] == [3.0, 1.0, 0.5]
+
+
+# ---------------------------------------------------------------- the directory
+
+
+def test_names_become_safe_folders(tmp_path: Path) -> None:
+    for name in ("../../evil", "a/b", ".hidden", "x" * 500, "\x00\n", "ünï", "-rf"):
+        run = RunContext.create(tmp_path / "runs", name)
+        assert run.dir.parent == tmp_path / "runs" and not run.id.startswith((".", "-"))
+        assert run.record().name == name
+    assert {p.name for p in tmp_path.iterdir()} == {"runs"}
+
+
+def test_no_path_leaves_the_directory(run: RunContext) -> None:
+    assert run.path("train", "model") == run.dir / "train" / "model"
+    (run.dir / "link").symlink_to("/tmp")
+    for parts in (("..",), ("a", "../../x"), ("/etc/passwd",), ("link", "x"), ("..", run.id + "x")):
+        with pytest.raises(ValueError, match="outside the run directory"):
+            run.path(*parts)
+
+
+def test_a_second_process_is_refused(run: RunContext) -> None:
+    code = (
+        "import sys\nfrom ftkit.store import RunContext\nfrom ftkit.errors import InputError\n"
+        "try:\n    with RunContext.open(sys.argv[1]).exclusive(): print('mine')\n"
+        "except InputError as error: print(error)"
+    )
+
+    def other() -> str:
+        return subprocess.run([sys.executable, "-c", code, run.dir], capture_output=True, text=True, check=True).stdout
+
+    with run.exclusive():
+        assert "another process is writing" in other()
+        with pytest.raises(InputError, match="another process"), RunContext.open(run.dir).exclusive():
+            pass
+    assert other() == "mine\n"
+
+
+def test_opening_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run\.json"):
+        RunContext.open(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    with pytest.raises(InputError, match="cannot make a run directory"):
+        RunContext.create(blocked, "x")
+
+
+def test_list_runs_passes_over_rubbish(tmp_path: Path) -> None:
+    run = RunContext.create(tmp_path, "good")
+    for name, text in (("torn", '{"id": '), ("empty", ""), ("list", "[]"), ("other", '{"a": 1}'), ("null", "null")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "stray.txt").write_text("x")
+    assert [found.id for found in list_runs(tmp_path)] == [run.id]
+    assert list_runs(tmp_path / "missing") == []
+
+
+def test_task_state_and_model_come_back(run: RunContext) -> None:
+    example = Example("1", (Message("system", "s"), Message("user", "u")), ("a", "b"), "u", {"k": [1, None]})
+    task = Task("t", {"train": (example,), "test": ()}, {"train": "f", "test": "g"}, "p", {"path": "x"})
+    run.save_task(task)
+    run.save_state(job="j-1")
+    run.save_state(step=3)
+    reopened = RunContext.open(run.dir)
+    assert reopened.task == task and reopened.state == {"job": "j-1", "step": 3}
+    assert reopened.model() is None
+    write_json(run.path("train", "model.json"), ModelRef("adapter", "train/model", "b").to_dict())
+    assert reopened.model() == ModelRef("adapter", "train/model", "b")
+    assert reopened.resolve_uri("train/model") == run.dir.resolve() / "train/model"
+    write_json(run.path("m", "metrics.json"), {"metrics": {"x": {"value": 0.5, "n": 3}}, "settings": {}})
+    assert reopened.metrics("m") == {"x": Metric("x", 0.5, n=3)}
+
+
+# ---------------------------------------------------------------- records
+
+_NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+_TEXT = st.text(st.characters(), max_size=20)  # lone surrogates included
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | _NUMBER | _TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_TEXT, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def _values(hint: Any) -> st.SearchStrategy[Any]:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _JSON
+    if args and type(None) in args:
+        return st.none() | _values(next(a for a in args if a is not type(None)))
+    if origin is tuple:
+        return st.lists(_values(args[0]), max_size=2).map(tuple)
+    if origin is list:
+        return st.lists(_values(args[0]), max_size=2)
+    if origin is dict:
+        return st.dictionaries(_TEXT, _values(args[1]), max_size=2)
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return _records(hint)
+    return {str: _TEXT, int: st.integers(), float: _NUMBER, bool: st.booleans()}[hint]
+
+
+def _records(cls: type[Record]) -> st.SearchStrategy[Record]:
+    hints = typing.get_type_hints(cls)
+    return st.builds(cls, **{f.name: _values(hints[f.name]) for f in dataclasses.fields(cls)})
+
+
+ALL = [c for c in vars(records).values() if isinstance(c, type) and issubclass(c, Record) and c is not Record]
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda c: c.__name__)
+def test_every_record_survives_json(cls: type[Record]) -> None:
+    @given(_records(cls))
+    @settings(max_examples=15, deadline=None, database=None)
+    def survives(record: Record) -> None:
+        data = json.loads(dump_json(record.to_dict()))
+        assert cls.from_dict(data) == record
+        assert cls.from_dict({**data, "from a newer ftkit": 1}) == record
+
+    survives()
+    assert typing.cast(Any, cls).__dataclass_params__.frozen

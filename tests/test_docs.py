@@ -1,0 +1,41 @@
+"""What the docs show is what the tests run."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from ftkit import hookspecs
+
+ROOT = Path(__file__).parents[1]
+PLUGINS = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(python|toml|yaml)\n(.*?)^```$", PLUGINS, re.MULTILINE | re.DOTALL)
+HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("ftkit_")}
+
+
+@pytest.mark.parametrize("block", [block for _, block in BLOCKS], ids=lambda block: block.splitlines()[0])
+def test_code_about_plugins_is_in_the_tested_package(block: str) -> None:
+    files = (path for path in (ROOT / "tests" / "third_party_plugin").iterdir() if path.is_file())
+    assert any(block in path.read_text(encoding="utf-8") for path in files)
+
+
+def test_every_block_is_looked_at() -> None:
+    assert len(BLOCKS) * 2 == PLUGINS.count("```")
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_is_in_the_table(name: str) -> None:
+    arguments = ", ".join(inspect.signature(HOOKS[name]).parameters)
+    assert f"\n| `{name}({arguments})` | " in PLUGINS
+
+
+def test_the_table_has_no_other_hooks() -> None:
+    assert set(re.findall(r"ftkit_[a-z_]+(?=\()", PLUGINS)) == set(HOOKS)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PLUGINS):
+        assert (ROOT / "docs" / target).exists()
