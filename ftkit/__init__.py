@@ -14,7 +14,7 @@ from typing import Any
 
 # public name -> module that holds it
 _PUBLIC = {
-    **dict.fromkeys(["run", "resume", "score", "report", "open_run", "Run"], "notebook"),
+    **dict.fromkeys(["run", "resume", "score", "make_report", "open_run", "Run"], "notebook"),
     **dict.fromkeys(["Recipe", "load_recipe"], "recipe"),
     **dict.fromkeys(
         ["Backend", "Evaluator", "DatasetLoader", "Launcher", "Tracker", "Session", "Options", "Requires"], "api"

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 class Options(BaseModel):
     """Base of every plugin's options: unknown keys are errors, with the nearest key named.
 
-    Give each field a type, a default and `Field(description=...)`; they appear in `ftkit schema` and
-    in `ftkit plugins show`. `renamed` maps other tools' spellings to this plugin's
+    Give each field a type, a default and `Field(description=...)`; they appear in `ftkit schema`. `renamed` maps other tools' spellings to this plugin's
     ({"cutoff_len": "sequence_len"}), so that the error can name the right key.
     """
 
@@ -96,7 +95,15 @@ class Backend(Plugin, ABC):
 
         Two runs whose identity, rows, prompt, generation settings and batch plan agree share a baseline.
         """
-        return {"plugin": self.name, "model": model.to_dict(), "options": self.options.model_dump(mode="json")}
+        from .plugins import installed_plugins
+
+        owner = installed_plugins().find("backend", self.name).owner
+        return {
+            "plugin": self.name,
+            "version": f"{owner.distribution} {owner.version}",
+            "model": model.to_dict(),
+            "options": self.options.model_dump(mode="json"),
+        }
 
     @abstractmethod
     def train(self, task: Task, run: RunContext) -> ModelRef:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .errors import FtkitError, InputError, Interrupted, RecipeError
+from .errors import FtkitError, InputError, Interrupted, Problem, RecipeError
 
 
 class _Commands(click.Group):
@@ -27,7 +27,7 @@ class _Commands(click.Group):
             if entry.name == name:
                 try:
                     command: click.Command = entry.load()
-                except ImportError as error:
+                except Exception as error:
                     raise InputError(
                         f"command {name!r} of {entry.dist and entry.dist.name} cannot be loaded: {error}"
                     ) from None
@@ -81,6 +81,8 @@ def main() -> None:
         sys.exit(130)
     except click.ClickException as error:
         error.show()
+        if as_json:
+            _print_json({"ok": False, "errors": [Problem(error.format_message()).to_dict()]})
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -89,7 +91,9 @@ def main() -> None:
         sys.exit(1)
     except FtkitError as error:
         if debug:
-            raise
+            import traceback
+
+            traceback.print_exc()
         _show(error, as_json)
         sys.exit(error.exit_status)
     except Exception as error:
@@ -106,8 +110,8 @@ def _show(error: FtkitError, as_json: bool) -> None:
     from .console import escape
 
     if as_json:
-        items = [p.to_dict() for p in error.problems] if isinstance(error, RecipeError) else [error.to_dict()]
-        _print_json({"ok": False, "errors": items})
+        problems = error.problems if isinstance(error, RecipeError) else [Problem(error.message, hint=error.hint)]
+        _print_json({"ok": False, "errors": [p.to_dict() for p in problems]})
     lead = "" if isinstance(error, Interrupted | RecipeError) else "error: "
     click.echo(escape(f"{lead}{error}"), err=True)
 
@@ -507,3 +511,7 @@ def schema() -> None:
     from .schema import recipe_schema
 
     click.echo(json.dumps(recipe_schema(installed_plugins()), indent=2))
+
+
+if __name__ == "__main__":
+    main()

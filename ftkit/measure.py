@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .api import Backend, Evaluator, Session
-from .errors import RunFailed
+from .errors import FtkitError, RunFailed
 from .records import Example, Generation, Measurement, Metric, ModelRef, Prediction, Score
 from .store import Journal, RunContext, digest, read_json, write_json, write_jsonl
 
@@ -196,7 +196,7 @@ def score_all(
             if p.error is not None:
                 s = Score(p.example_id, None, p.sample, reason=f"failed: {p.error}")
             else:
-                s = evaluator.score(by_id[p.example_id], p)
+                s = _scored(evaluator, by_id[p.example_id], p)
             scores.append(s)
             key = (p.example_id, p.sample)
             merged[key] = _merge(merged[key], s) if key in merged else s
@@ -208,7 +208,23 @@ def score_all(
             if not math.isfinite(metric.value):
                 raise RunFailed(f"evaluator {evaluator.name!r} gave {metric.value} for {metric.name!r}")
             metrics[metric.name] = metric
+        if evaluator.primary not in metrics and any(s.values for s in scores):
+            raise RunFailed(f"evaluator {evaluator.name!r} gave no metric named {evaluator.primary!r}, its primary one")
     return list(merged.values()), list(metrics.values())
+
+
+def _scored(evaluator: Evaluator, example: Example, prediction: Prediction) -> Score:
+    try:
+        found = evaluator.score(example, prediction)
+    except FtkitError:
+        raise
+    except Exception as error:
+        raise RunFailed(
+            f"evaluator {evaluator.name!r} raised {type(error).__name__} on example {example.id!r}: {error}"
+        ) from error
+    if not isinstance(found, Score):
+        raise RunFailed(f"evaluator {evaluator.name!r} returned {type(found).__name__} instead of a Score")
+    return found
 
 
 def _merge(a: Score, b: Score) -> Score:

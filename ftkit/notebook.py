@@ -90,12 +90,9 @@ def find_recipe(source: Source) -> Source:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with ftkit, by name: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parent
-    for folder in (package / "recipes", package.parent / "recipes"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return {}
+    """Return the recipes that come with ftkit, by name. (In a checkout the folder is a link to recipes/.)"""
+    folder = Path(__file__).parent / "recipes"
+    return {path.stem: path for path in sorted(folder.resolve().glob("*.yaml"))}
 
 
 def load(source: Source, overrides: Sequence[str] = ()) -> Any:
@@ -177,7 +174,7 @@ def score(
     return Run(score_file(Path(predictions), [evaluator], Path(out), name, columns))  # type: ignore[list-item]
 
 
-def report(*runs: str | Path | Run, out: str | Path, anyway: bool = False) -> Report:
+def make_report(*runs: str | Path | Run, out: str | Path, anyway: bool = False) -> Report:
     """Write one report over several runs into the folder `out` and return it."""
     from .report import write_report
 

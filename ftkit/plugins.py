@@ -6,20 +6,25 @@ entries name modules that implement the hooks of `ftkit.hookspecs`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib.metadata
 import importlib.util
+import inspect
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel
 
 from . import hookspecs
 from .api import Backend, DatasetLoader, Evaluator, Launcher, Plugin, Tracker
 from .errors import InputError
 
+HOOKS = [name for name in dir(hookspecs) if name.startswith("ftkit_")]
 GROUP = "ftkit"
 COMMAND_GROUP = "ftkit.commands"
 
@@ -87,11 +92,12 @@ class Plugins:
             dist = entry.dist
             owner = Owner(entry.name, entry.value, dist.name if dist else "?", dist.version if dist else "?")
             try:
-                module = entry.load()
+                with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to results: --json is on it
+                    module = entry.load()
             except BaseException as error:  # a stranger's import may raise anything, SystemExit included
                 if isinstance(error, KeyboardInterrupt):
                     raise
-                self._failed(owner, f"cannot be imported: {type(error).__name__}: {error}")
+                self._failed(owner, f"cannot be imported: {type(error).__name__}: {_one_line(error)}")
                 continue
             self.register(module, owner)
         return self
@@ -114,8 +120,8 @@ class Plugins:
         offers: list[Offer] = []
         for kind, (hook, base) in KINDS.items():
             collect = getattr(module, hook, None)
-            if collect is None:
-                continue
+            if collect is None or getattr(collect, "ftkit_impl", None) is None:
+                continue  # without the decorator it is a function that only happens to have this name
             try:
                 offers += [Offer(kind, _checked(cls, kind, base), owner) for cls in collect()]
             except Exception as error:
@@ -130,10 +136,9 @@ class Plugins:
         self.owners.append(Owner(owner.entry, owner.module, owner.distribution, owner.version, why))
 
     def _misspelt(self, module: object, error: Exception) -> str:
-        known = [name for name in dir(hookspecs) if name.startswith("ftkit_")]
         for name in dir(module):
-            if name not in known and getattr(getattr(module, name), "ftkit_impl", None) is not None:
-                near = difflib.get_close_matches(name, known, 1)
+            if name.startswith("ftkit_") and name not in HOOKS and callable(getattr(module, name)):
+                near = difflib.get_close_matches(name, HOOKS, 1)
                 return f"implements unknown hook {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         return f"implements an unknown hook: {_one_line(error)}"
 
@@ -192,10 +197,14 @@ def _checked(cls: Any, kind: str, base: type[Plugin]) -> type[Plugin]:
         raise TypeError(f"{cls!r} is not a subclass of ftkit.{base.__name__}")
     if not isinstance(getattr(cls, "name", None), str):
         raise TypeError(f"{cls.__name__} has no `name`")
+    if inspect.isabstract(cls):
+        raise TypeError(f"{cls.__name__} lacks {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
+    if not (isinstance(cls.Options, type) and issubclass(cls.Options, BaseModel)):
+        raise TypeError(f"{cls.__name__}.Options is not a subclass of ftkit.Options")
     return cls
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .data import audit_warnings, load_task
 from .errors import FtkitError, Problem, RecipeError
-from .recipe import Recipe
+from .recipe import PluginRef, Recipe
 from .records import Finding, Task
 
 
@@ -55,13 +55,30 @@ def preflight(recipe: Recipe) -> Preflight:
         )
     findings += [Finding("warning", text) for text in audit_warnings(report)] if report else []
     backend = recipe.backend.make()
-    findings += backend.check(task, None)
-    for control in recipe.controls:
-        findings += control.make().check(task, None)
+    for ref in (recipe.backend, *recipe.controls):
+        findings += _checked(ref, task)
+    for ref in recipe.evaluators:
+        if not isinstance(getattr(ref.make(), "primary", None), str):
+            findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
     if task is not None and not any(f.level == "error" for f in findings):
         report["tokens"] = token_lengths(backend, task)
         findings += _token_findings(report["tokens"])
     return Preflight(task, report, findings, backend.estimate(task))
+
+
+def _checked(ref: PluginRef, task: Task | None) -> list[Finding]:
+    try:
+        return list(ref.make().check(task, None))
+    except FtkitError as error:
+        return [Finding("error", error.message, error.hint, "backend.plugin")]
+    except Exception as error:  # a stranger's plugin: its defect is a finding, not a crash
+        return [
+            Finding(
+                "error",
+                f"{ref.kind} {ref.name!r}: check() raised {type(error).__name__}: {error}",
+                key="backend.plugin",
+            )
+        ]
 
 
 def token_lengths(backend: Any, task: Task) -> dict[str, Any]:

@@ -63,9 +63,11 @@ def score_file(
             meta = {key: row[key] for key in row if key not in found.values()}
             example = Example(example_id, (Message("user", text),), answers, text, meta)
         answer = row.get(found["prediction"] or "")
-        error = row.get("error") or ("missing" if answer is None else None)
+        sample = row.get("sample") if str(row.get("sample")).isdecimal() else 0
+        error = row.get("error") if isinstance(row.get("error"), str) else None
+        error = error or ("missing" if answer is None else None)
         examples.append(example)
-        predictions.append(Prediction(example_id, str(answer or ""), int(row.get("sample") or 0), error=error))
+        predictions.append(Prediction(example_id, "" if answer is None else str(answer), int(sample or 0), error=error))
     _check_ids(path, examples, predictions)
     return _store(examples, predictions, evaluators, out, name or path.stem)
 
@@ -87,7 +89,10 @@ def _columns(path: Path, have: Sequence[str], named: dict[str, str | None]) -> d
 
 def _targets_of_run(path: Path) -> dict[str, Example] | None:
     """Return the rows that a run directory keeps beside its predictions, if `path` is in one."""
-    data = path.resolve().parent.parent / "data" / "test.jsonl"
+    folder = path.resolve().parent
+    data = folder / "examples.jsonl"  # rows of this measurement's own
+    if not data.exists():
+        data = folder.parent / "data" / "test.jsonl"
     if not data.exists():
         return None
     return {e.id: e for e in map(Example.from_dict, read_jsonl(data))}
@@ -112,10 +117,10 @@ def _store(
 ) -> RunContext:
     from dataclasses import replace
 
-    run = RunContext.create(out, name)
     unique = tuple({e.id: e for e in examples}.values())
+    scores, metrics = score_all(evaluators, unique, predictions)  # first: what cannot be scored leaves nothing behind
+    run = RunContext.create(out, name)
     run.save_task(Task(name, {"test": unique}, {"test": fingerprint(unique)}, prompt_hash=""))
-    scores, metrics = score_all(evaluators, unique, predictions)
     write_jsonl(run.path(_MEASUREMENT, "predictions.jsonl"), (p.to_dict() for p in predictions))
     write_jsonl(run.path(_MEASUREMENT, "scores.jsonl"), (s.to_dict() for s in scores))
     settings: dict[str, Any] = {

@@ -86,7 +86,10 @@ def rows(tmp_path: Path) -> Path:
     folder = tmp_path / "rows"
     folder.mkdir()
     for split, count in (("train", 20), ("validation", 4), ("test", 24)):
-        lines = [{"input": f"{split} row {i} says {'so ' * (i % 5)}", "target": f"{split} row {i} SAYS".upper()} for i in range(count)]
+        lines = [
+            {"input": f"{split} row {i} says {'so ' * (i % 5)}", "target": f"{split} row {i} SAYS".upper()}
+            for i in range(count)
+        ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

@@ -67,7 +67,7 @@ class FakeBackend(Backend):
     def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
         for e in examples:
             prompt, answer = e.input.split(), e.targets[0].split()
-            tokens = tuple([*prompt, *answer, "<end>"])
+            tokens = (*prompt, *answer, "<end>")
             learned = tuple(i >= len(prompt) for i in range(len(tokens)))
             yield Rendered(e.id, " ".join(tokens), tuple(range(len(tokens))), tokens, learned, len(prompt))
 
@@ -79,8 +79,7 @@ class FakeBackend(Backend):
 
     def train(self, task: Task, run: RunContext) -> ModelRef:
         model = run.path("train", "model", "rule.json")
-        step = run.state.get("step", 0)
-        for step in range(step + 1, self.options.steps + 1):
+        for step in range(run.state.get("step", 0) + 1, self.options.steps + 1):
             time.sleep(float(_knob("slow") or 0))
             run.log("step", step=step, max_steps=self.options.steps, loss=1 / step, seconds=0.01 * step)
             run.save_state(step=step)
@@ -90,9 +89,10 @@ class FakeBackend(Backend):
                 raise RuntimeError("the fake trainer broke")
             if step == 2 and _knob("train") == "input":
                 raise InputError("the token has no access", "log in")
-        run.log("eval", step=step, overlap=0.5)
-        run.log("end", step=step, steps=step, peak_memory=1000, usd=0.25)
-        write_json(model, {"learned_from": len(task.train), "steps": step, "skill": self.options.skill})
+        steps = self.options.steps
+        run.log("eval", step=steps, overlap=0.5)
+        run.log("end", step=steps, steps=steps, peak_memory=1000, usd=0.25)
+        write_json(model, {"learned_from": len(task.train), "steps": steps, "skill": self.options.skill})
         if not self.options.hand_over:
             raise RuntimeError("nothing was learned")
         return ModelRef("adapter", "train/model", self.options.base_model)
@@ -194,7 +194,9 @@ class Overlap(Evaluator):
             return Score(example.id, {"overlap": float("nan")}, prediction.sample)
         fold = str.lower if self.options.ignore_case else str
         words = set(fold(prediction.text).split())
-        best = max((sum(w in words for w in fold(t).split()) / max(1, len(t.split())) for t in example.targets), default=0)
+        best = max(
+            (sum(w in words for w in fold(t).split()) / max(1, len(t.split())) for t in example.targets), default=0
+        )
         return Score(example.id, {"overlap": best, "words": float(len(prediction.text.split()))}, prediction.sample)
 
     def aggregate(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .. import yaml_source
 from ..console import number
 from ..data import normalise
 from ..errors import InputError
@@ -73,6 +74,7 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False) -> Report:
             text = f"{prefix}this run is {record.status}" + (f" ({record.error})" if record.error else "")
             warnings.append(text + (f"; without a {' and a '.join(missing)} measurement" if missing else ""))
     verdict, detail = _verdict(measured, deltas, primary, warnings)
+    sections = _sections(runs, warnings)
     return Report(
         title=" vs ".join(dict.fromkeys(run.record().name for run in runs)),
         verdict=verdict,
@@ -85,7 +87,7 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False) -> Report:
         runs=tuple(_provenance(run) for run in runs),
         warnings=tuple(dict.fromkeys(warnings)),
         notes=tuple(dict.fromkeys([*_recipe_notes(runs), *notes])),
-        sections=tuple(_sections(runs, warnings)),
+        sections=tuple(sections),
         created=utc_now(),
         version=importlib.metadata.version("ftkit"),
     )
@@ -418,7 +420,14 @@ def _provenance(run: RunContext) -> dict[str, Any]:
 
 
 def _recipe_notes(runs: Sequence[RunContext]) -> list[str]:
-    return [run.recipe.note for run in runs if run.record().kind == "run" and run.recipe.note]
+    """Return the recipes' notes; read as plain YAML, so that a report needs none of the run's plugins."""
+    notes = []
+    for run in runs:
+        path = run.path("recipe.yaml")
+        if path.exists():
+            note = yaml_source.read_file(str(path), []).plain().get("note")
+            notes += [str(note)] if note else []
+    return notes
 
 
 def _sections(runs: Sequence[RunContext], warnings: list[str]) -> list[Section]:

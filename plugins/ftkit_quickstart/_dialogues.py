@@ -17,20 +17,33 @@ stable across processes and Python versions.
 
 import random
 
-NAMES = ["Anna", "Tom", "Maria", "Ben", "Clara", "David", "Ella", "Frank", "Grace", "Henry", "Ines", "Jack", "Kate", "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor", "Wendy", "Alex", "Bella", "Carl", "Dora", "Eric", "Fiona", "George", "Hanna", "Ivan", "Julia", "Karl", "Laura", "Max", "Nina", "Oscar", "Petra", "Ralf", "Sara", "Theo", "Vera", "Will", "Zoe", "Adam", "Beth", "Colin", "Diana", "Emil", "Felix", "Gina", "Hugo", "Iris", "Jonas", "Kim", "Lena", "Mark", "Nora", "Otto", "Rita", "Simon", "Tessa", "Uma", "Adrian", "Brenda", "Conrad", "Daniel", "Emma", "Florian", "Gloria", "Harold", "Isabel", "Jasper", "Kevin", "Linda", "Martin", "Natalie", "Oliver", "Pamela", "Robert", "Sandra", "Tobias", "Valerie", "Walter", "Yvonne", "Amir", "Chen", "Farid", "Hana", "Jamal", "Kenji", "Layla", "Mei", "Omar", "Priya", "Ravi", "Sofia", "Tariq", "Yuki"]
+NAMES = """Anna Tom Maria Ben Clara David Ella Frank Grace Henry Ines Jack Kate Leo Mia Noah Olga Paul
+Rosa Sam Tina Victor Wendy Alex Bella Carl Dora Eric Fiona George Hanna Ivan Julia Karl Laura Max Nina
+Oscar Petra Ralf Sara Theo Vera Will Zoe Adam Beth Colin Diana Emil Felix Gina Hugo Iris Jonas Kim Lena
+Mark Nora Otto Rita Simon Tessa Uma Adrian Brenda Conrad Daniel Emma Florian Gloria Harold Isabel Jasper
+Kevin Linda Martin Natalie Oliver Pamela Robert Sandra Tobias Valerie Walter Yvonne Amir Chen Farid Hana
+Jamal Kenji Layla Mei Omar Priya Ravi Sofia Tariq Yuki""".split()
 
-HELD_NAMES = ["Marek", "Selma", "Bruno", "Tilda", "Dario", "Nadia", "Lukas", "Corina", "Stefan", "Melina", "Anton", "Ramona", "Silas", "Delia", "Milan", "Talia", "Roman", "Salma", "Damian", "Lorena", "Alina", "Boris", "Carmen", "Edgar", "Helga", "Jolene", "Manuel", "Renata", "Darian", "Marlon"]
+HELD_NAMES = """Marek Selma Bruno Tilda Dario Nadia Lukas Corina Stefan Melina Anton Ramona Silas Delia
+Milan Talia Roman Salma Damian Lorena Alina Boris Carmen Edgar Helga Jolene Manuel Renata Darian Marlon""".split()
 
-PLACES = ["Lisbon", "Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Prague", "Dublin", "Athens", "Warsaw", "Boston", "Chicago", "Denver", "Dallas", "Austin", "Seattle", "Toronto", "Sydney", "Cairo", "Lima", "Delhi", "Tokyo", "Seoul", "Hamburg", "Munich", "Lyon", "Porto", "Seville", "Turin", "Naples", "Geneva", "Basel", "Bergen", "Malmo", "Leeds", "Bristol", "York", "Bath", "Oxford", "Dover", "Brighton", "Glasgow", "Cork", "Galway", "Utrecht", "Ghent", "Bruges", "Bonn", "Trier", "Mainz", "Graz", "Linz", "Krakow", "Riga", "Tallinn", "Vilnius", "Sofia", "Zagreb", "Split", "Corfu", "Malta", "Havana", "Quito", "Bogota", "Santiago", "Nairobi", "Dakar", "Accra", "Tunis", "Lagos", "Mumbai", "Hanoi", "Manila", "Perth", "Hobart", "Ashford", "Milton", "Weston", "Marlow", "Stanford", "Harwood", "Kirkby", "Thornton"]
+PLACES = """Lisbon Paris London Berlin Madrid Rome Vienna Oslo Prague Dublin Athens Warsaw Boston Chicago
+Denver Dallas Austin Seattle Toronto Sydney Cairo Lima Delhi Tokyo Seoul Hamburg Munich Lyon Porto Seville
+Turin Naples Geneva Basel Bergen Malmo Leeds Bristol York Bath Oxford Dover Brighton Glasgow Cork Galway
+Utrecht Ghent Bruges Bonn Trier Mainz Graz Linz Krakow Riga Tallinn Vilnius Sofia Zagreb Split Corfu Malta
+Havana Quito Bogota Santiago Nairobi Dakar Accra Tunis Lagos Mumbai Hanoi Manila Perth Hobart Ashford
+Milton Weston Marlow Stanford Harwood Kirkby Thornton""".split()
 PLACES.remove("Sofia")  # also a first name here; every word is either a name or a place
 
-HELD_PLACES = ["Verona", "Marburg", "Salinas", "Bolton", "Tampere", "Granada", "Moreton", "Dalston", "Belgrade", "Sarande", "Palermo", "Carlow", "Merton", "Halstead", "Valencia", "Ostend", "Lorient", "Tarragona", "Bremen", "Cardona", "Selby", "Larnaca", "Monterey", "Durban", "Merida", "Toledo"]
+HELD_PLACES = """Verona Marburg Salinas Bolton Tampere Granada Moreton Dalston Belgrade Sarande Palermo
+Carlow Merton Halstead Valencia Ostend Lorient Tarragona Bremen Cardona Selby Larnaca Monterey Durban
+Merida Toledo""".split()
 
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
-PARTS = ["morning", "afternoon", "evening", "night"]
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS = "January February March April May June July August September October November December".split()
+PARTS = "morning afternoon evening night".split()
 
-ADJECTIVES = ["dark", "new", "small", "big", "red", "blue", "green", "white", "black", "yellow", "long", "short", "warm", "little", "heavy", "nice"]
+ADJECTIVES = "dark new small big red blue green white black yellow long short warm little heavy nice".split()
 ACTIVITIES = {
     "play": "chess,tennis,cards,football,golf,the guitar,the piano,a board game",
     "see": "the {adj} film,the {adj} museum,the {adj} garden,a concert,the {adj} castle,a play",
@@ -60,8 +73,8 @@ ERRANDS = {
 }
 THINGS = """scarf,hat,coat,bag,book,key,camera,phone,ring,glove,wallet,watch,notebook,lamp,kite,guitar,
 ticket,bottle,shoe,laptop,umbrella,jacket,tent,bike""".replace("\n", "").split(",")
-EVENTS_A = ["chess", "guitar", "piano", "dance", "tennis", "cooking", "swimming", "painting", "french", "singing", "football", "book"]
-EVENTS_B = ["class", "lesson", "meeting", "party", "match", "course", "club", "night", "workshop", "test"]
+EVENTS_A = "chess,guitar,piano,dance,tennis,cooking,swimming,painting,french,singing,football,book".split(",")
+EVENTS_B = "class,lesson,meeting,party,match,course,club,night,workshop,test".split(",")
 
 GREETINGS = ["hi {o}", "hey {o}", "hello {o}", "hi there", "hey", "good morning {o}", "hello", "hey, it's me"]
 HELLO_BACK = ["hi", "hello", "hey there", "hi, what's new?", "hey, nice to hear from you", "oh, hello", "yes?"]

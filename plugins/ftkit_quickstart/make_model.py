@@ -33,10 +33,63 @@ BATCH = 24  # rows per step
 
 # --------------------------------------------------------------- invented words
 
-ONSETS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "ch", "cl", "dr", "fl", "gr", "kr", "pl", "pr", "sh", "st", "th", "tr"]
+ONSETS = [
+    "b",
+    "c",
+    "d",
+    "f",
+    "g",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "z",
+    "br",
+    "ch",
+    "cl",
+    "dr",
+    "fl",
+    "gr",
+    "kr",
+    "pl",
+    "pr",
+    "sh",
+    "st",
+    "th",
+    "tr",
+]
 VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "ie", "oa"]
 CODAS = ["", "", "", "n", "l", "r", "s", "m", "k", "t", "nd", "rt", "ck"]
-PLACE_ENDS = ["ton", "ville", "burg", "ham", "stad", "ford", "wick", "berg", "mont", "dale", "ia", "a", "o", "e", "na", "ra", "lona", "port", "land", "field"]
+PLACE_ENDS = [
+    "ton",
+    "ville",
+    "burg",
+    "ham",
+    "stad",
+    "ford",
+    "wick",
+    "berg",
+    "mont",
+    "dale",
+    "ia",
+    "a",
+    "o",
+    "e",
+    "na",
+    "ra",
+    "lona",
+    "port",
+    "land",
+    "field",
+]
 FORBIDDEN = set(D.HELD_NAMES) | set(D.HELD_PLACES)
 
 
@@ -340,10 +393,10 @@ def packed_rows(tok, rng, count, easy):
     """Rows of ROW tokens, each holding whole documents, and which document
     each token belongs to (0: padding)."""
     texts = [document(rng, easy) for _ in range(count)]
-    docs = [[1] + e.ids + [2] for e in tok.encode_batch(texts)]
+    docs = [[1, *e.ids, 2] for e in tok.encode_batch(texts)]
     docs = [d for d in docs if len(d) <= ROW]
     docs.sort(key=len, reverse=True)
-    rows, spaces, by_space = [], [], [[] for _ in range(ROW + 1)]
+    rows, by_space = [], [[] for _ in range(ROW + 1)]
     for d in docs:
         k = next((k for k in range(len(d), ROW + 1) if by_space[k]), None)
         if k is None:
@@ -451,7 +504,7 @@ def main():
             if done >= 1:
                 break
             rate = min(1, (step + 1) / 100) * (1 if done < 0.5 else max(0.0, 2 * (1 - done)) * 0.97 + 0.03)
-            for o, lr in zip(opts, base):
+            for o, lr in zip(opts, base, strict=True):
                 o.param_groups[0]["lr"] = lr * rate
             loss = loss_of(ids[i : i + BATCH], owner[i : i + BATCH])
             loss.backward()

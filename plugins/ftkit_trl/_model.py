@@ -125,7 +125,8 @@ def load_base(backend: TrlSftLora) -> PreTrainedModel:
         # that passes no gradient back and computes in bf16: a measurement would end the learning, in silence.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    model.config._name_or_path = options.base_model  # what adapters name as their base: not a path of this machine
+    # What adapters and model cards name as their base: not a path of this machine.
+    model.name_or_path = model.config._name_or_path = options.base_model
     return model
 
 

@@ -113,7 +113,7 @@ def test_unreadable_files_say_why(tmp_path: Path, name: str, content: bytes, say
 def test_a_missing_column_names_those_there_are(tmp_path: Path, task_of: Any) -> None:
     path = jsonl(tmp_path / "rows.jsonl", ROWS)
     splits = {"test": 5, "validation": 5}
-    with pytest.raises(InputError, match="no column 'dialogue'.*\n.*input, target"):
+    with pytest.raises(InputError, match=r"no column 'dialogue'.*\n.*input, target"):
         task_of(path, columns={"input": "dialogue"}, splits=splits)
     with pytest.raises(InputError, match="no column 'answers'"):
         task_of(path, columns={"targets": "answers"}, splits=splits)
@@ -167,7 +167,7 @@ def test_which_rows_are_measured_does_not_depend_on_the_seed(tmp_path: Path, tas
     assert cut(task_of(tmp_path, splits={"test": 5})[0])["test"] < cut(tasks[0])["test"]  # fewer are a part of more
     half, _ = task_of(tmp_path, splits={"test": 0.2})
     assert cut(half)["test"] == cut(task_of(tmp_path, splits={"test": 5})[0])["test"]
-    with pytest.raises(InputError, match="dataset.splits.test: 26 rows are wanted and there are only 25"):
+    with pytest.raises(InputError, match=r"dataset\.splits\.test: 26 rows are wanted and there are only 25"):
         task_of(tmp_path, splits={"test": 26})
 
 
@@ -191,7 +191,11 @@ def test_prompt_and_system(tmp_path: Path, task_of: Any) -> None:
 
 
 def test_messages(tmp_path: Path, task_of: Any) -> None:
-    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": "bye"}]
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "bye"},
+    ]
     rows = [{"chat": [*chat, {"role": "assistant", "content": f"bye {i}"}]} for i in range(2)]
     path = jsonl(tmp_path / "test.jsonl", rows)
     jsonl(tmp_path / "train.jsonl", [{"chat": [{"role": "user", "content": "other"}], "gold": "g"}])
@@ -204,7 +208,10 @@ def test_messages(tmp_path: Path, task_of: Any) -> None:
 
 
 def test_several_targets_ids_and_meta(tmp_path: Path, task_of: Any) -> None:
-    rows = [{"key": "k", "input": f"q{i}", "gold": gold, "who": {"a": [1]}} for i, gold in enumerate([["a", "b"], [], "text", None])]
+    rows = [
+        {"key": "k", "input": f"q{i}", "gold": gold, "who": {"a": [1]}}
+        for i, gold in enumerate([["a", "b"], [], "text", None])
+    ]
     for split in ("train", "test"):
         jsonl(tmp_path / f"{split}.jsonl", rows)
     columns = {"targets": "gold", "id": "key", "meta": ["who"]}
@@ -229,7 +236,10 @@ def test_parquet_types_survive_in_the_run_directory(tmp_path: Path, task_of: Any
 
 
 def test_hostile_text_survives_the_run_directory(tmp_path: Path, task_of: Any) -> None:
-    hostile = "\ud800 <script>alert(1)</script> \x1b[31m \x00 \u2028 \x85 ../../etc/passwd {input} <|eot_id|> \r\n " + "x" * 100_000
+    hostile = (
+        "\ud800 <script>alert(1)</script> \x1b[31m \x00 \u2028 \x85 ../../etc/passwd {input} <|eot_id|> \r\n "
+        + "x" * 100_000
+    )
     rows = [{"id": f"../{i}\ud801\x00", "input": f"{i} {hostile}", "target": hostile} for i in range(6)]
     task, _ = task_of(jsonl(tmp_path / "rows.jsonl", rows), splits={"test": 2, "validation": 1})
     run = RunContext.create(tmp_path / "runs", "hostile")
@@ -264,13 +274,19 @@ def test_audit_counts(tmp_path: Path, task_of: Any) -> None:
     clean, audit = task_of(tmp_path, drop_leaked=True)
     assert [e.input for e in clean.train] == ["a", "a "]  # `""` is in test too
     assert audit["dropped_from_train"] == 4 and clean.test == task.test and clean.validation == task.validation
-    assert clean.fingerprints["test"] == task.fingerprints["test"] and clean.fingerprints["train"] != task.fingerprints["train"]
+    assert (
+        clean.fingerprints["test"] == task.fingerprints["test"]
+        and clean.fingerprints["train"] != task.fingerprints["train"]
+    )
     assert not [w for w in audit_warnings(audit) if "also occurs" in w]
 
 
 @pytest.mark.skipif(not SAMSUM.is_dir(), reason="the real SAMSum corpus is not beside the repository")
 def test_audit_of_the_whole_real_samsum(task_of: Any) -> None:
-    raw = {s: json.loads((SAMSUM / f"{f}.json").read_text()) for s, f in (("train", "train"), ("validation", "val"), ("test", "test"))}
+    raw = {
+        s: json.loads((SAMSUM / f"{f}.json").read_text())
+        for s, f in (("train", "train"), ("validation", "val"), ("test", "test"))
+    }
 
     def plain(text: str) -> str:
         return " ".join(unicodedata.normalize("NFC", text).split())

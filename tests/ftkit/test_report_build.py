@@ -125,7 +125,10 @@ def test_scored_files_are_matched_by_id(go: Callable[..., Run], score: Callable[
 
 def test_scored_files_are_matched_by_input_text(go: Callable[..., Run], score: Callable[..., Run]) -> None:
     run = go()
-    rows = [{"n": i, "question": e.input.strip() + "\n", "out": e.targets[0], "gold": e.targets[0]} for i, e in enumerate(run.context.task.test)]
+    rows = [
+        {"n": i, "question": e.input.strip() + "\n", "out": e.targets[0], "gold": e.targets[0]}
+        for i, e in enumerate(run.context.task.test)
+    ]
     other = score(rows[::-1], input="question", prediction="out", target="gold")
     found = report(run, other)
     assert "other: 24 of 24 examples matched" in found.notes
@@ -161,12 +164,14 @@ def test_another_evaluator_on_scored_files_is_refused(go: Callable[..., Run], sc
 @pytest.mark.parametrize(
     ("knob", "missing"), [("interrupt=2", "baseline and a tuned"), ("train=crash", "tuned")], ids=["baseline", "train"]
 )
-def test_an_unfinished_run(go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, knob: str, missing: str) -> None:
+def test_an_unfinished_run(
+    go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, knob: str, missing: str
+) -> None:
     monkeypatch.setenv("FAKES", knob)
     with pytest.raises((Interrupted, RunFailed)):
         go(controls=["fake-echo"])
     (path,) = (tmp_path / "runs").glob("*/run.json")
-    found = ftkit.report(path.parent, out=tmp_path / "report")
+    found = ftkit.make_report(path.parent, out=tmp_path / "report")
     assert found.verdict == "No verdict"
     assert any(f"without a {missing} measurement" in w for w in found.warnings)
     page = (tmp_path / "report" / "report.html").read_text()
@@ -174,7 +179,7 @@ def test_an_unfinished_run(go: Callable[..., Run], monkeypatch: pytest.MonkeyPat
     assert f"without a {missing} measurement" in (tmp_path / "report" / "report.md").read_text().replace("\\", "")
     monkeypatch.delenv("FAKES")
     whole = go(name="whole", controls=["fake-echo"])
-    assert "whole tuned" in [s.name for s in ftkit.report(whole, path.parent, out=tmp_path / "both").systems]
+    assert "whole tuned" in [s.name for s in ftkit.make_report(whole, path.parent, out=tmp_path / "both").systems]
 
 
 def test_a_run_whose_plugin_is_gone_can_still_be_read(go: Callable[..., Run], fakes: ModuleType) -> None:
@@ -201,14 +206,23 @@ def test_a_report_can_be_read_back(go: Callable[..., Run]) -> None:
 HOSTILE = "</script><script>document.title='owned'</script> \x1b[31mred\x07 \x00 \ud800 \u202egnp.exe \u2028 <|eot_id|> | `x` {{ 7*7 }}"
 
 
-def test_hostile_text_goes_through_a_whole_run(go: Callable[..., Run], rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_hostile_text_goes_through_a_whole_run(
+    go: Callable[..., Run], rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for split in ("train", "validation", "test"):
-        lines = [{"id": f"../../{i}{HOSTILE}", "input": f"{split} {i} {HOSTILE}", "target": HOSTILE if i else " "} for i in range(8)]
+        lines = [
+            {"id": f"../../{i}{HOSTILE}", "input": f"{split} {i} {HOSTILE}", "target": HOSTILE if i else " "}
+            for i in range(8)
+        ]
         (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     before = {p for p in tmp_path.rglob("*") if "runs" not in p.parts}
     capfd.readouterr()
-    keys = {"prompt": {"instruction": "{x} <b>\u202e"}, "note": "<img src=x onerror=alert(1)>", "dataset": {"path": str(rows), "columns": {"meta": ["input"]}}}
-    backend = {"warn": f"look: {HOSTILE}", "fail": [f"../../3{HOSTILE}"]}
+    keys = {
+        "prompt": {"instruction": "{x} <b>\u202e"},
+        "note": "<img src=x onerror=alert(1)>",
+        "dataset": {"path": str(rows), "columns": {"meta": ["input"]}},
+    }
+    backend = {"warn": "look: " + HOSTILE.replace("\ud800", "").replace("\x00", "")}  # which YAML does not know
     recipe = {"name": "hostile", "backend": {"plugin": "fake", **backend}, "evaluator": "fake-overlap", **keys}
     run = ftkit.run(recipe, out=tmp_path / "runs")
     assert {p for p in tmp_path.rglob("*") if "runs" not in p.parts} == before
@@ -218,7 +232,7 @@ def test_hostile_text_goes_through_a_whole_run(go: Callable[..., Run], rows: Pat
     page = (run.dir / "report.html").read_text(encoding="utf-8")
     assert "<script>document.title" not in page and "<img src=x" not in page and "owned" in page
     text = (run.dir / "report.md").read_text(encoding="utf-8")
-    assert "\x1b" not in page + text and "\x00" not in page + text and "<img" not in text
+    assert "\x1b" not in page + text and "\x00" not in page + text and "<img" not in text.split("```")[0]
     data = read_json(run.dir / "report.json")
     assert data["pairs"][1]["input"] == f"test 1 {HOSTILE}" and data["pairs"][1]["targets"] == [HOSTILE]
     reread = RunContext.open(run.dir)
@@ -252,7 +266,10 @@ def test_no_runs_and_torn_files(go: Callable[..., Run]) -> None:
     with pytest.raises(InputError, match="no runs"):
         build_report([])
     run = go()
-    write_json(run.dir / "tuned" / "metrics.json", {"metrics": {}, "settings": read_json(run.dir / "tuned/metrics.json")["settings"]})
+    write_json(
+        run.dir / "tuned" / "metrics.json",
+        {"metrics": {}, "settings": read_json(run.dir / "tuned/metrics.json")["settings"]},
+    )
     assert report(run).verdict == "No verdict"
     (run.dir / "tuned" / "predictions.jsonl").write_text('{"example_id": ')
     with pytest.raises(InputError, match=r"predictions\.jsonl:1: not JSON"):

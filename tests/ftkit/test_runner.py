@@ -42,7 +42,11 @@ def only(folder: Path) -> Path:
 
 def results(run: Path) -> dict[str, bytes]:
     """What must be the same however often a run was interrupted: answers, scores, model, data."""
-    files = [p for p in run.rglob("*") if p.name in ("predictions.jsonl", "scores.jsonl", "rule.json", "test.jsonl", "plan.json")]
+    files = [
+        p
+        for p in run.rglob("*")
+        if p.name in ("predictions.jsonl", "scores.jsonl", "rule.json", "test.jsonl", "plan.json")
+    ]
     found = {str(p.relative_to(run)): p.read_bytes() for p in sorted(files)}
     for path in run.glob("*/metrics.json"):
         found[f"{path.parent.name} metrics"] = json.dumps(read_json(path)["metrics"]).encode()
@@ -179,7 +183,7 @@ def test_failed_predictions_are_counted_and_never_scored(go: Callable[..., Run])
     assert run.report.systems[0].n_failed == 1
     assert run.verdict.startswith("No verdict")  # one of 24 is more than 2 %
     assert any("1 of 24 answers" in w and "4.2 %" in w for w in run.report.warnings)
-    assert [p for p in run.report.pairs if p.example_id == "test-3"][0].answers["baseline"]["error"]
+    assert next(p for p in run.report.pairs if p.example_id == "test-3").answers["baseline"]["error"]
 
 
 def test_nothing_answered_at_all(go: Callable[..., Run]) -> None:
@@ -198,8 +202,12 @@ def test_two_percent_is_the_limit(go: Callable[..., Run], rows: Path) -> None:
 # ---------------------------------------------------------------- interrupted and resumed
 
 
-@pytest.mark.parametrize("knob", ["interrupt=0", "interrupt=5", "crash=7", "train=interrupt", "train=crash", "train=input"])
-def test_resume_ends_like_an_unbroken_run(go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, knob: str) -> None:
+@pytest.mark.parametrize(
+    "knob", ["interrupt=0", "interrupt=5", "crash=7", "train=interrupt", "train=crash", "train=input"]
+)
+def test_resume_ends_like_an_unbroken_run(
+    go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, knob: str
+) -> None:
     keys: dict[str, Any] = {"controls": ["fake-echo"], "backend": {"fail_once": ["test-1"]}}
     whole = go(**keys, out="whole")
     monkeypatch.setenv("FAKES", knob)
@@ -231,7 +239,9 @@ def test_resume_ends_like_an_unbroken_run(go: Callable[..., Run], monkeypatch: p
     assert resumed.report.verdict == whole.report.verdict and resumed.report.curves == whole.report.curves
 
 
-def test_answers_of_finished_batches_are_not_asked_again(go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_answers_of_finished_batches_are_not_asked_again(
+    go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FAKES", "interrupt=5")
     with pytest.raises(Interrupted):
         go()
@@ -247,7 +257,9 @@ def test_answers_of_finished_batches_are_not_asked_again(go: Callable[..., Run],
     assert len(list(read_jsonl(run / "tuned" / "predictions.journal"))) == 3
 
 
-def test_a_torn_line_in_the_training_log(go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_torn_line_in_the_training_log(
+    go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FAKES", "train=interrupt")
     with pytest.raises(Interrupted):
         go()
@@ -297,7 +309,9 @@ def test_what_cannot_be_resumed(tmp_path: Path, fakes: ModuleType) -> None:
     ],
     ids=["refused", "no data", "tracker", "evaluator"],
 )
-def test_a_failed_preflight_leaves_nothing(go: Callable[..., Run], tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+def test_a_failed_preflight_leaves_nothing(
+    go: Callable[..., Run], tmp_path: Path, keys: dict[str, Any], says: str
+) -> None:
     with pytest.raises(RecipeError, match=says):
         go(**keys)
     assert not list(tmp_path.glob("runs/*"))
@@ -334,10 +348,15 @@ def test_a_tracker_hears_of_a_failure(go: Callable[..., Run], tmp_path: Path, mo
     monkeypatch.setenv("FAKES", "train=crash")
     with pytest.raises(RunFailed):
         go(tracking=[{"plugin": "fake-recorder", "file": str(tmp_path / "told")}])
-    assert json.loads((tmp_path / "told").read_text().splitlines()[-1]) == ["failed", "RuntimeError: the fake trainer broke"]
+    assert json.loads((tmp_path / "told").read_text().splitlines()[-1]) == [
+        "failed",
+        "RuntimeError: the fake trainer broke",
+    ]
 
 
-def test_a_tracker_that_raises_or_hangs_is_dropped(go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, fakes: ModuleType) -> None:
+def test_a_tracker_that_raises_or_hangs_is_dropped(
+    go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, fakes: ModuleType
+) -> None:
     monkeypatch.setattr(observers, "_PATIENCE", 0.5)
     began = time.monotonic()
     run = go(tracking=["fake-raising", "fake-hanging"])
@@ -376,7 +395,9 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
         time.sleep(0.01)
 
 
-def test_killed_at_random_moments(command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_killed_at_random_moments(
+    command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -394,7 +415,7 @@ def test_killed_at_random_moments(command: Callable[..., Any], recipe_file: Call
         except subprocess.TimeoutExpired:
             process.kill()
             kills += 1
-        out, err = process.communicate()
+        err = process.communicate()[1]
         assert "Traceback" not in err, err
         run = only(runs)
         json.loads((run / "run.json").read_text())  # whole at every moment
@@ -442,7 +463,12 @@ def test_two_processes_on_one_directory_and_ctrl_c(
     ],
 )
 def test_exit_status(
-    command: Callable[..., Any], recipe_file: Callable[..., Path], backend: dict[str, Any], knobs: str, status: int, says: str
+    command: Callable[..., Any],
+    recipe_file: Callable[..., Path],
+    backend: dict[str, Any],
+    knobs: str,
+    status: int,
+    says: str,
 ) -> None:
     done = command("run", recipe_file(backend=backend), FAKES=knobs)
     assert done.returncode == status and says in done.stderr

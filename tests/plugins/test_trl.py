@@ -1,0 +1,181 @@
+"""The TRL backends, on the embedded model: labels, three methods, checkpoints, resume. All real, a few steps each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ftkit
+from ftkit.console import Console
+from ftkit.recipe import load_recipe
+from ftkit.records import Example, Message
+
+FTKIT = [sys.executable, "-m", "ftkit.cli"]
+BASE = {
+    "seed": 1,
+    "dataset": {
+        "path": "loader:quickstart-dialogues",
+        "train_rows": 64,
+        "validation_rows": 8,
+        "test_rows": 12,
+        "columns": {"input": "dialogue", "target": "summary"},
+    },
+    "prompt": {"template": "{input}\nSummary:"},
+    "generation": {"max_new_tokens": 12},
+    "evaluator": "rouge",
+}
+
+
+def recipe(plugin: str, **options: object) -> dict[str, object]:
+    backend = {
+        "plugin": plugin,
+        "base_model": "package:ftkit_quickstart/model",
+        "chat_template": "plain",
+        "max_steps": 6,
+        "micro_batch_size": 4,
+        "learning_rate": 4e-3,
+        "logging_steps": 1,
+        **options,
+    }
+    return {**BASE, "name": plugin, "backend": backend}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ftkit.Run]:
+    """One short run of each method, beside each other."""
+    out = tmp_path_factory.mktemp("runs")
+    options = {"trl-sft-qlora": {"eval_steps": 3, "keep_best": True}, "trl-sft-lora": {}, "trl-sft-full": {"learning_rate": 1e-3}}
+    return {name: ftkit.run(recipe(name, **o), out=out, console=Console(silent=True)) for name, o in options.items()}
+
+
+def test_each_method_trains_and_hands_over_safetensors_only(runs: dict[str, ftkit.Run]) -> None:
+    for name, run in runs.items():
+        files = {p.name for p in (run.dir / "train" / "model").iterdir()}
+        assert ("model.safetensors" if name == "trl-sft-full" else "adapter_model.safetensors") in files
+        assert not [f for f in files if f.endswith((".bin", ".pt", ".pth", ".pkl"))]
+        losses = [row["loss"] for row in run.context.log_rows() if row["event"] == "step"]
+        assert len(losses) == 6 and losses[-1] < losses[0]
+        assert (run.dir / "tuned" / "predictions.jsonl").read_bytes() != (run.dir / "baseline" / "predictions.jsonl").read_bytes()
+        assert not (run.dir / ".work").exists(), "checkpoints hold pickles and must not stay"
+
+
+def test_nothing_handed_over_names_a_path_of_this_machine(runs: dict[str, ftkit.Run]) -> None:
+    for run in runs.values():
+        for path in (run.dir / "train" / "model").iterdir():
+            if path.suffix in (".json", ".md", ".jinja"):
+                assert str(Path(__file__).parents[2]) not in path.read_text()
+
+
+def test_the_evaluators_metric_is_logged_during_training(runs: dict[str, ftkit.Run]) -> None:
+    evals = [row for row in runs["trl-sft-qlora"].context.log_rows() if row["event"] == "eval"]
+    assert [row["step"] for row in evals] == [0, 3, 6]
+    assert all(0 <= row["rouge1"] <= 1 and row["n"] == 8 for row in evals)
+    curves = {c.name for c in runs["trl-sft-qlora"].report.curves}
+    assert {"loss", "rouge1"} <= curves
+
+
+def test_one_report_compares_the_methods(runs: dict[str, ftkit.Run], tmp_path: Path) -> None:
+    report = ftkit.report(*runs.values(), out=tmp_path)
+    assert {s.role for s in report.systems} == {"baseline", "tuned"}
+    assert sum(s.role == "tuned" for s in report.systems) == 3
+    # LoRA and full fine-tuning start from one and the same unquantised model; QLoRA from its 4-bit form.
+    identities = [json.loads((r.dir / "baseline" / "key.json").read_text())["identity"] for r in runs.values()]
+    assert [i["quantisation"] for i in identities] == ["nf4-double", None, None]
+    assert all(d.p_adjusted is not None for d in report.deltas if d.metric == report.primary)
+
+
+def test_a_second_run_reuses_the_baseline_that_shares_its_key(runs: dict[str, ftkit.Run]) -> None:
+    first = runs["trl-sft-lora"]
+    again = ftkit.run(recipe("trl-sft-lora", max_steps=1), out=first.dir.parent, console=Console(silent=True))
+    cost = json.loads((again.dir / "baseline" / "cost.json").read_text())
+    assert cost["reused_from"] in {r.context.id for r in runs.values()}
+    assert (again.dir / "baseline" / "predictions.jsonl").read_bytes() == (first.dir / "baseline" / "predictions.jsonl").read_bytes()
+
+
+def test_an_adapter_is_trained_beside_frozen_4_bit_weights() -> None:
+    import torch
+    from ftkit_trl._model import load_base
+
+    backend = load_recipe(recipe("trl-sft-qlora")).backend.make()
+    model = load_base(backend)
+    layer = model.model.layers[0].self_attn.q_proj
+    assert type(layer).__name__ == "Linear4bit"
+    assert layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested
+    # A pass in eval mode must leave the layer able to send a gradient back (see _model.load_base).
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+    model.train()(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad is not None and embedded.grad.abs().sum() > 0
+
+
+def test_only_the_answer_and_its_end_are_learned() -> None:
+    backend = load_recipe(recipe("trl-sft-qlora")).backend.make()
+    example = Example("a", (Message("user", "Anna: hi\nSummary:"),), ("Anna says hi.",))
+    (shown,) = backend.render([example])
+    assert shown.tokens[0] == "<bos>" and shown.tokens.count("<bos>") == 1
+    learned = [t for t, on in zip(shown.tokens, shown.learned, strict=True) if on]
+    assert learned[-1] == "<eos>"
+    assert shown.learned == (False,) * shown.n_prompt + (True,) * (len(shown.ids) - shown.n_prompt)
+
+
+def test_a_long_prompt_is_cut_in_its_middle_and_keeps_the_answer() -> None:
+    backend = load_recipe(recipe("trl-sft-qlora", sequence_len=64)).backend.make()
+    example = Example("a", (Message("user", "Anna: hello there\n" * 60 + "Summary:"),), ("Anna says hi.",))
+    (shown,) = backend.render([example])
+    assert len(shown.ids) == 64 and shown.truncated[0] > 0 and shown.truncated[1] == 0
+    assert shown.tokens[0] == "<bos>" and shown.tokens[-1] == "<eos>"
+
+
+def test_a_model_that_cannot_be_had_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ftkit.FtkitError, match="holds no config.json"):
+        ftkit.run(recipe("trl-sft-lora", base_model=str(tmp_path)), out=tmp_path / "runs", console=Console(silent=True))
+    assert not list((tmp_path / "runs").glob("*")), "nothing was spent, nothing is left"
+
+
+def test_wrong_target_modules_name_the_right_ones(tmp_path: Path) -> None:
+    with pytest.raises(ftkit.FtkitError, match=r"no linear layer 'query'[\s\S]*q_proj"):
+        ftkit.run(recipe("trl-sft-lora", lora_target_modules=["query"]), out=tmp_path / "runs", console=Console(silent=True))
+
+
+def test_a_run_killed_in_training_resumes_to_the_same_end(tmp_path: Path) -> None:
+    """kill -9 after a checkpoint, resume: predictions are equal to the unbroken run's, byte for byte."""
+    path = tmp_path / "recipe.json.yaml"
+    path.write_text(json.dumps(recipe("trl-sft-qlora", max_steps=12, save_steps=2, eval_steps=4, keep_best=True)))
+    unbroken = ftkit.run(path, out=tmp_path / "unbroken", console=Console(silent=True))
+    out = tmp_path / "killed"
+    process = subprocess.Popen([*FTKIT, "run", str(path), "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(out.glob("*/.work/checkpoints/checkpoint-4/ftkit-complete")):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (directory,) = [p for p in out.iterdir() if p.is_dir()]
+    torn = directory / ".work" / "checkpoints" / "checkpoint-999"  # what a kill in the middle of a save leaves behind
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"torn")
+    assert json.loads((directory / "run.json").read_text())["status"] == "running"
+    done = subprocess.run([*FTKIT, "run", "--resume", str(directory)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for file in ("baseline/predictions.jsonl", "tuned/predictions.jsonl"):
+        ours, theirs = (strip_latency(d / file) for d in (directory, unbroken.dir))
+        assert ours == theirs
+    losses = [[row["loss"] for row in ftkit.open_run(d).context.log_rows() if row["event"] == "step"] for d in (directory, unbroken.dir)]
+    assert losses[0] == losses[1]
+
+
+def strip_latency(path: Path) -> list[dict[str, object]]:
+    """Everything but how long it took, which no two runs share."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        del row["latency"]
+    return rows
