@@ -116,6 +116,10 @@ def _read_folder(folder: Path) -> dict[str, list[Row]]:
         split = _FILE_SPLITS.get(re.split(r"[-_.]", path.stem.lower())[0])
         if split:
             files.setdefault(split, []).append(path)
+    for split, paths in files.items():
+        if len({p.suffix for p in paths}) > 1:  # most likely the same rows twice
+            names = ", ".join(p.name for p in paths)
+            raise InputError(f"{folder} holds its {split} rows in several formats: {names}", "keep one of them")
     if not files:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise InputError(f"{folder} holds no train, validation or test file", f"found: {found}")

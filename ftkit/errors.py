@@ -20,9 +20,6 @@ class FtkitError(Exception):
     def __str__(self) -> str:
         return self.message if not self.hint else f"{self.message}\n  {self.hint}"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"message": self.message, "hint": self.hint}
-
 
 class InputError(FtkitError):
     """The command, a recipe or a file given to it is wrong (exit status 2)."""

@@ -6,6 +6,7 @@ run.metrics["tuned"]["rouge1"].value
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,10 +84,15 @@ def find_recipe(source: Source) -> Source:
     """Return `source`, or the path of the shipped recipe of that bare name ("quickstart")."""
     if isinstance(source, Mapping) or Path(source).exists():
         return source
-    name = str(source)
+    name = str(source).removesuffix(".yaml")
     shipped = shipped_recipes()
-    stem = name.removesuffix(".yaml")
-    return shipped.get(stem, source) if "/" not in stem else source
+    if name in shipped or "/" in name:
+        return shipped.get(name, source)
+    near = difflib.get_close_matches(name, shipped, 1)
+    raise InputError(
+        f"there is no file {source}, and no recipe of that name ships with ftkit",
+        f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(shipped)}",
+    )
 
 
 def shipped_recipes() -> dict[str, Path]:

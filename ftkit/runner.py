@@ -70,10 +70,10 @@ class _Execution:
             self.record = replace(self.record, status="running", error=None)
             trackers = [(ref.name, ref.make()) for ref in self.recipe.tracking]
             self.observers = Observers(installed_plugins(), trackers, self.warn)
-            self.console.say(f"{self.record.name}: {run.dir}")
             try:
                 with self.console.quiet(run.path("debug.log")):
                     self.stage("prepare", self.prepare)
+                    self.console.say(f"run directory: {run.dir}")
                     self.observers.tell("ftkit_run_started", run=run, record=self.record)
                     self.stage("baseline", self.baseline)
                     self.stage("train", self.train)

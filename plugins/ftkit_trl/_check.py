@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from ftkit.console import clock
 from ftkit.errors import InputError
 from ftkit.records import Finding, Task
 
@@ -61,7 +60,7 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
         yield Finding(
             "error",
             f"this machine has no GPU, and a model of {found['parameters'] / 1e9:.2f}B parameters would take about "
-            f"{clock(seconds)} on its CPU (a rough estimate)",
+            f"{seconds / 3600:.0f} hours on its CPU (a rough estimate)",
             "run it on a GPU; or try `ftkit run quickstart`, a smaller backend.base_model, fewer backend.max_steps; "
             "or insist with --set backend.allow_slow=true",
             "backend.base_model",

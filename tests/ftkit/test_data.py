@@ -75,6 +75,13 @@ def test_a_folder_of_splits(tmp_path: Path, task_of: Any, name: str) -> None:
     assert task.test[0].targets == ("summary 13",)
 
 
+def test_one_split_in_two_formats_is_not_read_twice(tmp_path: Path, task_of: Any) -> None:
+    write(tmp_path / "test.csv", ROWS)
+    write(tmp_path / "test.json", ROWS)
+    with pytest.raises(InputError, match=r"test rows in several formats: test\.csv, test\.json"):
+        task_of(tmp_path)
+
+
 def test_crlf_and_bom(tmp_path: Path) -> None:
     text = "input,target\r\nhello,world\r\n"
     for encoding in ("utf-8", "utf-8-sig"):

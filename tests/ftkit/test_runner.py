@@ -408,10 +408,10 @@ def test_killed_at_random_moments(
     kills = 0
     arguments: list[object] = ["run", path]
     for _ in range(5):
-        process = command(*arguments, wait=False, FAKES="slow=0.03")
+        process = command(*arguments, wait=False, FAKES="slow=0.05")
         wait_for(lambda: list(runs.glob("*/run.json")), process)
         try:
-            process.wait(0.2 + rng.random() * 0.9)
+            process.wait(0.05 + rng.random() * 0.6)
         except subprocess.TimeoutExpired:
             process.kill()
             kills += 1

@@ -65,11 +65,15 @@ def test_the_test_split_holds_out_names_places_and_phrasings() -> None:
     held = [r["held_out"] for r in splits["test"]]
     for kind in ("names", "places", "phrasing"):
         assert sum(kind in h for h in held) > 30
-    assert {r["intent"] for r in splits["test"] if "phrasing" in r["held_out"]} == {r["intent"] for r in splits["train"]}
+    assert {r["intent"] for r in splits["test"] if "phrasing" in r["held_out"]} == {
+        r["intent"] for r in splits["train"]
+    }
 
 
 def test_what_ships_is_small_and_holds_no_pickle() -> None:
-    files = [p for p in (ROOT / "plugins" / "ftkit_quickstart").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    files = [
+        p for p in (ROOT / "plugins" / "ftkit_quickstart").rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    ]
     assert sum(p.stat().st_size for p in files) <= 8e6
     assert {p.suffix for p in files} <= {".py", ".json", ".safetensors", ".md"}
 
@@ -78,7 +82,17 @@ def test_another_task_by_recipe_alone(tmp_path: Path) -> None:
     """Intent classification: the recipe's own words, no code."""
     overrides = ["--set", "backend.max_steps=60", "--set", "backend.eval_steps=null", "--set", "dataset.test_rows=60"]
     overrides += ["--set", "dataset.splits.test=60"]
-    command = [sys.executable, "-m", "ftkit.cli", "run", "quickstart-intent", "--json", "--out", str(tmp_path), *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "ftkit.cli",
+        "run",
+        "quickstart-intent",
+        "--json",
+        "--out",
+        str(tmp_path),
+        *overrides,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)["metrics"]

@@ -51,7 +51,11 @@ def recipe(plugin: str, **options: object) -> dict[str, object]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ftkit.Run]:
     """One short run of each method, beside each other."""
     out = tmp_path_factory.mktemp("runs")
-    options = {"trl-sft-qlora": {"eval_steps": 3, "keep_best": True}, "trl-sft-lora": {}, "trl-sft-full": {"learning_rate": 1e-3}}
+    options = {
+        "trl-sft-qlora": {"eval_steps": 3, "keep_best": True},
+        "trl-sft-lora": {},
+        "trl-sft-full": {"learning_rate": 1e-3},
+    }
     return {name: ftkit.run(recipe(name, **o), out=out, console=Console(silent=True)) for name, o in options.items()}
 
 
@@ -62,7 +66,9 @@ def test_each_method_trains_and_hands_over_safetensors_only(runs: dict[str, ftki
         assert not [f for f in files if f.endswith((".bin", ".pt", ".pth", ".pkl"))]
         losses = [row["loss"] for row in run.context.log_rows() if row["event"] == "step"]
         assert len(losses) == 6 and losses[-1] < losses[0]
-        assert (run.dir / "tuned" / "predictions.jsonl").read_bytes() != (run.dir / "baseline" / "predictions.jsonl").read_bytes()
+        assert (run.dir / "tuned" / "predictions.jsonl").read_bytes() != (
+            run.dir / "baseline" / "predictions.jsonl"
+        ).read_bytes()
         assert not (run.dir / ".work").exists(), "checkpoints hold pickles and must not stay"
 
 
@@ -82,7 +88,7 @@ def test_the_evaluators_metric_is_logged_during_training(runs: dict[str, ftkit.R
 
 
 def test_one_report_compares_the_methods(runs: dict[str, ftkit.Run], tmp_path: Path) -> None:
-    report = ftkit.report(*runs.values(), out=tmp_path)
+    report = ftkit.make_report(*runs.values(), out=tmp_path)
     assert {s.role for s in report.systems} == {"baseline", "tuned"}
     assert sum(s.role == "tuned" for s in report.systems) == 3
     # LoRA and full fine-tuning start from one and the same unquantised model; QLoRA from its 4-bit form.
@@ -96,7 +102,9 @@ def test_a_second_run_reuses_the_baseline_that_shares_its_key(runs: dict[str, ft
     again = ftkit.run(recipe("trl-sft-lora", max_steps=1), out=first.dir.parent, console=Console(silent=True))
     cost = json.loads((again.dir / "baseline" / "cost.json").read_text())
     assert cost["reused_from"] in {r.context.id for r in runs.values()}
-    assert (again.dir / "baseline" / "predictions.jsonl").read_bytes() == (first.dir / "baseline" / "predictions.jsonl").read_bytes()
+    assert (again.dir / "baseline" / "predictions.jsonl").read_bytes() == (
+        first.dir / "baseline" / "predictions.jsonl"
+    ).read_bytes()
 
 
 def test_an_adapter_is_trained_beside_frozen_4_bit_weights() -> None:
@@ -136,14 +144,16 @@ def test_a_long_prompt_is_cut_in_its_middle_and_keeps_the_answer() -> None:
 
 
 def test_a_model_that_cannot_be_had_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(ftkit.FtkitError, match="holds no config.json"):
+    with pytest.raises(ftkit.FtkitError, match=r"holds no config\.json"):
         ftkit.run(recipe("trl-sft-lora", base_model=str(tmp_path)), out=tmp_path / "runs", console=Console(silent=True))
     assert not list((tmp_path / "runs").glob("*")), "nothing was spent, nothing is left"
 
 
 def test_wrong_target_modules_name_the_right_ones(tmp_path: Path) -> None:
     with pytest.raises(ftkit.FtkitError, match=r"no linear layer 'query'[\s\S]*q_proj"):
-        ftkit.run(recipe("trl-sft-lora", lora_target_modules=["query"]), out=tmp_path / "runs", console=Console(silent=True))
+        ftkit.run(
+            recipe("trl-sft-lora", lora_target_modules=["query"]), out=tmp_path / "runs", console=Console(silent=True)
+        )
 
 
 def test_a_run_killed_in_training_resumes_to_the_same_end(tmp_path: Path) -> None:
@@ -152,7 +162,9 @@ def test_a_run_killed_in_training_resumes_to_the_same_end(tmp_path: Path) -> Non
     path.write_text(json.dumps(recipe("trl-sft-qlora", max_steps=12, save_steps=2, eval_steps=4, keep_best=True)))
     unbroken = ftkit.run(path, out=tmp_path / "unbroken", console=Console(silent=True))
     out = tmp_path / "killed"
-    process = subprocess.Popen([*FTKIT, "run", str(path), "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*FTKIT, "run", str(path), "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(out.glob("*/.work/checkpoints/checkpoint-4/ftkit-complete")):
         assert process.poll() is None, process.stderr.read().decode()
@@ -169,7 +181,10 @@ def test_a_run_killed_in_training_resumes_to_the_same_end(tmp_path: Path) -> Non
     for file in ("baseline/predictions.jsonl", "tuned/predictions.jsonl"):
         ours, theirs = (strip_latency(d / file) for d in (directory, unbroken.dir))
         assert ours == theirs
-    losses = [[row["loss"] for row in ftkit.open_run(d).context.log_rows() if row["event"] == "step"] for d in (directory, unbroken.dir)]
+    losses = [
+        [row["loss"] for row in ftkit.open_run(d).context.log_rows() if row["event"] == "step"]
+        for d in (directory, unbroken.dir)
+    ]
     assert losses[0] == losses[1]
 
 
