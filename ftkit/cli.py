@@ -110,10 +110,13 @@ def _show(error: FtkitError, as_json: bool) -> None:
     from .console import escape
 
     if as_json:
-        problems = error.problems if isinstance(error, RecipeError) else [Problem(error.message, hint=error.hint)]
-        _print_json({"ok": False, "errors": [p.to_dict() for p in problems]})
+        _print_json({"ok": False, "errors": [p.to_dict() for p in _problems(error)]})
     lead = "" if isinstance(error, Interrupted | RecipeError) else "error: "
     click.echo(escape(f"{lead}{error}"), err=True)
+
+
+def _problems(error: FtkitError) -> list[Problem]:
+    return error.problems if isinstance(error, RecipeError) else [Problem(error.message, hint=error.hint)]
 
 
 def _print_json(data: Any) -> None:
@@ -242,12 +245,12 @@ def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, An
 
     try:
         recipe = load(name, overrides)
-    except RecipeError as error:
+    except InputError as error:
         click.echo(escape(str(error)), err=True)
         return {
             "recipe": name,
             "ok": False,
-            "errors": [p.to_dict() for p in error.problems],
+            "errors": [p.to_dict() for p in _problems(error)],
             "warnings": [],
             "audit": {},
             "estimate": {},

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .plugins import Offer, Plugins
-from .recipe import LOADER, PLUGIN_KEYS, DatasetKeys, RecipeKeys
+from .recipe import LOADER, PLUGIN_KEYS
+from .recipe_keys import DatasetKeys, RecipeKeys
 
 DEFS = "#/$defs/"
 

@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+_lacking: dict[str, int] = {}  # program -> tests that could not run without it
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*programs): programs on PATH, or files below the repository's root")
 
@@ -26,10 +29,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     wanted = dict.fromkeys(program for mark in item.iter_markers("needs") for program in mark.args)
     missing = [program for program in wanted if not (shutil.which(program) or (ROOT / program).exists())]
+    for program in missing:
+        _lacking[program] = _lacking.get(program, 0) + 1
     if missing and os.environ.get("FTKIT_REQUIRE_ALL"):
         pytest.fail(f"needs {' and '.join(missing)}")
     if missing:
         pytest.skip(f"needs {' and '.join(missing)}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _lacking:
+        terminalreporter.section("not run on this machine")
+        for program, count in _lacking.items():
+            terminalreporter.write_line(f"{program} is missing: {count} tests did not run (.ci/run installs it)")
 
 
 @pytest.fixture

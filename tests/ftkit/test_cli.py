@@ -108,6 +108,8 @@ def test_errors_as_json(command: Command, recipe_file: Callable[..., Path]) -> N
         found = {e["key"]: e for e in data["errors"]}
         assert "did you mean `skill`" in found["backend.skil"]["hint"] and found["backend.skil"]["line"] == 1
         assert set(found) == {"backend.skil", "backend.steps", "seed"}
+    good, missing = recipe_file("good.yaml"), "nowhere.yaml"
+    assert [f["ok"] for f in json.loads(command("check", missing, good, "--json").stdout)] == [False, True]
     done = command("check", recipe_file(backend={"refuse": "no access"}), "--json")
     (error,) = json.loads(done.stdout)["errors"]
     assert (
@@ -225,9 +227,9 @@ def test_score_says_what_is_wrong_and_leaves_nothing(
         ("run x.yaml --resume runs/y", "not both"),
         ("run --resume nowhere", "nowhere is not a run directory"),
         ("run --resume nowhere --set a=1", "takes no --set"),
-        ("run nowhere.yaml", "nowhere.yaml: no such file"),
-        ("check nowhere.yaml", "nowhere.yaml: no such file"),
-        ("preview nowhere.yaml", "nowhere.yaml: no such file"),
+        ("run nowhere.yaml", "there is no file nowhere.yaml"),
+        ("check nowhere.yaml", "there is no file nowhere.yaml"),
+        ("preview nowhere.yaml", "there is no file nowhere.yaml"),
         ("report nowhere", "not a run directory"),
         ("score --predictions nowhere.jsonl --evaluator fake-overlap", "nowhere.jsonl cannot be read: No such file"),
         ("score --predictions . --evaluator fake-overlap", "cannot read"),

@@ -18,7 +18,8 @@ from ftkit.api import Backend, DatasetLoader, Evaluator, Options, Requires, Trac
 from ftkit.errors import Problem, RecipeError
 from ftkit.hookspecs import hookimpl
 from ftkit.plugins import Owner, Plugins
-from ftkit.recipe import GenerationOptions, Recipe, load_recipe, make_plugin
+from ftkit.recipe import Recipe, load_recipe, make_plugin
+from ftkit.recipe_keys import GenerationOptions
 from ftkit.schema import recipe_schema
 from ftkit.yaml_source import MAX_BYTES, scalar
 

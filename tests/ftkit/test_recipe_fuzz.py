@@ -130,7 +130,8 @@ class WordsOptions(Options):
 
 def _plugins() -> Plugins:
     def make(base: type, name: str, options: type[Options]) -> type:
-        return type(name, (base,), {"name": name, "Options": options, "primary": "m"})
+        methods = dict.fromkeys(base.__abstractmethods__, print)  # never called: recipes are only read
+        return type(name, (base,), {"name": name, "Options": options, "primary": "m", **methods})
 
     module = SimpleNamespace(
         ftkit_backends=hookimpl(lambda: [make(Backend, "small", SmallOptions)]),
