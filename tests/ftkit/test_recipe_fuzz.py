@@ -130,7 +130,7 @@ class WordsOptions(Options):
 
 def _plugins() -> Plugins:
     def make(base: type, name: str, options: type[Options]) -> type:
-        methods = dict.fromkeys(base.__abstractmethods__, print)  # never called: recipes are only read
+        methods = dict.fromkeys(getattr(base, "__abstractmethods__", ()), print)  # never called: recipes are only read
         return type(name, (base,), {"name": name, "Options": options, "primary": "m", **methods})
 
     module = SimpleNamespace(
