@@ -71,8 +71,8 @@ def read_file(path: Path) -> list[Row]:
                 rows = [_json_line(path, n, line) for n, line in enumerate(file, 1) if line.strip()]
         else:
             rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start})", "convert it: iconv -t utf-8") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8", "convert it: iconv -t utf-8") from None
     except (ValueError, csv.Error, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except OSError as error:
@@ -263,7 +263,7 @@ def _check_columns(dataset: DatasetConfig, split: str, rows: Sequence[Row]) -> N
     named = [columns.messages] if columns.messages else [columns.input]
     named += [columns.id] if columns.id else []
     named += list(columns.meta)
-    named += [columns.targets] if columns.targets else ([] if columns.messages else [columns.target])
+    named += [name for name in (columns.targets, columns.target) if name]
     for name in named:
         if name and name not in have:
             raise InputError(
@@ -319,10 +319,10 @@ def _examples(recipe: Recipe, split: str, rows: Sequence[tuple[int, Row]]) -> tu
             messages = [Message("system", recipe.prompt.system), *messages]
         if columns.targets:
             targets = _targets(row.get(columns.targets), columns.targets)
-        elif answer:
-            targets = (answer[0].content,)
+        elif columns.target:
+            targets = (_text(row.get(columns.target)),)
         else:
-            targets = (_text(row.get(columns.target or "")),)
+            targets = (answer[0].content if answer else "",)
         key = columns.id or ("id" if "id" in row else None)
         name = _text(row.get(key)) if key else ""
         name = name or f"{split}-{index}"

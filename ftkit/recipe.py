@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from . import yaml_source
 from .api import Plugin
-from .errors import InputError, Problem, RecipeError
+from .errors import FtkitError, InputError, Problem, RecipeError
 from .plugins import Plugins, installed_plugins
 from .recipe_keys import DatasetKeys, Prompt, RecipeKeys
 from .records import Generation
@@ -43,8 +43,13 @@ class PluginRef:
     raw: dict[str, Any] = field(compare=False)
 
     def make(self) -> Any:
-        """Return the plugin, ready to use."""
-        return self.cls(self.options)
+        """Return the plugin, ready to use. Raises InputError where its constructor fails."""
+        try:
+            return self.cls(self.options)
+        except FtkitError:
+            raise
+        except Exception as error:
+            raise InputError(f"{self.kind} {self.name!r} cannot be set up: {type(error).__name__}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a recipe would say, with every default filled in."""
