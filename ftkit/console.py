@@ -53,7 +53,7 @@ class Console:
         text = f"  {what}: {done}/{total}{', ' + detail if detail else ''}, {clock(seconds)}{left}"
         with self._lock:
             if self.terminal:
-                width = max(20, os.get_terminal_size(self._stream.fileno()).columns - 1)
+                width = (os.get_terminal_size(self._stream.fileno()).columns or 80) - 1
                 print(f"\r\x1b[2K{text[:width]}", end="", file=self._stream, flush=True)
                 self._open_line = True
             else:
