@@ -98,7 +98,7 @@ def find_recipe(source: Source) -> Source:
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipes that come with ftkit, by name. (In a checkout the folder is a link to recipes/.)"""
     folder = Path(__file__).parent / "recipes"
-    return {path.stem: path for path in sorted(folder.resolve().glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.resolve().glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def load(source: Source, overrides: Sequence[str] = ()) -> Any:
