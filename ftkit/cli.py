@@ -147,7 +147,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 @click.option("--resume", "resume_dir", metavar="RUN_DIR", help="Go on with an unfinished run; takes no recipe.")
 @click.option("--on", "where", metavar="WHERE", help="Run elsewhere, through an installed launcher.")
 @click.option("--dry-run", is_flag=True, help="Stop after everything was checked.")
-@click.option("--yes", is_flag=True, help="Do not ask before money is spent.")
+@click.option("--yes", is_flag=True, help="Do not ask before money is spent (for backends that cost any).")
 @click.option("--no-reuse", is_flag=True, help="Measure the baseline anew even where another run in --out has it.")
 @_json
 @click.pass_obj
@@ -163,8 +163,8 @@ def run(
         raise InputError(
             "name a recipe, or a run to --resume (and not both)", "`ftkit recipes` lists what ships with ftkit"
         )
-    if resume_dir and (overrides or where):
-        raise InputError("--resume goes on with the run's own recipe: it takes no --set and no --on")
+    if resume_dir and (overrides or where or dry_run):
+        raise InputError("--resume goes on with the run's own recipe: it takes no --set, no --on and no --dry-run")
     if where:
         from .plugins import installed_plugins
 

@@ -163,7 +163,7 @@ def score(run: RunContext, backend: Backend, measurement: Measurement, evaluator
             "split": measurement.split,
             "prompt": run.task.prompt_hash if measurement.examples is None else digest([e.to_dict() for e in examples]),
             "generation": generation.to_dict(),
-            "evaluators": {e.name: e.settings() for e in evaluators},
+            "evaluators": settings_of(evaluators),
             "primary": evaluators[0].primary,
         },
         backend=backend.name,
@@ -171,6 +171,15 @@ def score(run: RunContext, backend: Backend, measurement: Measurement, evaluator
         control=measurement.control,
         cost=read_json(cost_path) if cost_path.exists() else {},
     )
+
+
+def settings_of(evaluators: Sequence[Evaluator]) -> dict[str, Any]:
+    """Return each evaluator's settings by name; a second one of a name gets a number."""
+    settings: dict[str, Any] = {}
+    for e in evaluators:
+        count = sum(name.split("#")[0] == e.name for name in settings)
+        settings[f"{e.name}#{count + 1}" if count else e.name] = e.settings()
+    return settings
 
 
 def write_metrics(run: RunContext, name: str, metrics: Sequence[Metric], **rest: Any) -> None:

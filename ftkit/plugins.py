@@ -13,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,6 @@ from .errors import InputError
 
 HOOKS = [name for name in dir(hookspecs) if name.startswith("ftkit_")]
 GROUP = "ftkit"
-COMMAND_GROUP = "ftkit.commands"
 
 # kind -> (hook that collects its classes, base class)
 KINDS: dict[str, tuple[str, type[Plugin]]] = {
@@ -212,8 +210,3 @@ def _one_line(error: BaseException) -> str:
 def installed_plugins() -> Plugins:
     """Return the plugins of this environment, discovered once per process."""
     return Plugins().discover()
-
-
-def command_entries() -> Iterable[importlib.metadata.EntryPoint]:
-    """Return the commands that plugins bring, by metadata alone: nothing is imported."""
-    return importlib.metadata.entry_points(group=COMMAND_GROUP)

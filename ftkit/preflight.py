@@ -56,27 +56,31 @@ def preflight(recipe: Recipe) -> Preflight:
     findings += [Finding("warning", text) for text in audit_warnings(report)] if report else []
     backend = recipe.backend.make()
     for ref in (recipe.backend, *recipe.controls):
-        findings += _checked(ref, task)
+        findings += _checked(ref, task, "backend.plugin" if ref is recipe.backend else "controls")
     for ref in recipe.evaluators:
         if not isinstance(getattr(ref.make(), "primary", None), str):
             findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
     if task is not None and not any(f.level == "error" for f in findings):
         report["tokens"] = token_lengths(backend, task)
         findings += _token_findings(report["tokens"])
-    return Preflight(task, report, findings, backend.estimate(task))
+    try:
+        estimate = backend.estimate(task)
+    except Exception as error:  # an estimate that fails must not stop a run
+        estimate = {"not_estimated": f"{type(error).__name__}: {error}"}
+    return Preflight(task, report, findings, estimate)
 
 
-def _checked(ref: PluginRef, task: Task | None) -> list[Finding]:
+def _checked(ref: PluginRef, task: Task | None, key: str) -> list[Finding]:
     try:
         return list(ref.make().check(task, None))
     except FtkitError as error:
-        return [Finding("error", error.message, error.hint, "backend.plugin")]
+        return [Finding("error", error.message, error.hint, key)]
     except Exception as error:  # a stranger's plugin: its defect is a finding, not a crash
         return [
             Finding(
                 "error",
                 f"{ref.kind} {ref.name!r}: check() raised {type(error).__name__}: {error}",
-                key="backend.plugin",
+                key=key,
             )
         ]
 

@@ -50,6 +50,8 @@ def resume(directory: str | Path, console: Console) -> RunContext:
     run = RunContext.open(directory)
     if run.record().kind != "run" or not run.path("recipe.yaml").exists():
         raise InputError(f"{run.dir} cannot be resumed: it holds no recipe", "run the recipe again")
+    if run.record().status == "done":
+        return run
     return _Execution(run, console, reuse=True).go()
 
 

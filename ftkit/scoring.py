@@ -9,7 +9,7 @@ from typing import Any
 from .api import Evaluator
 from .data import fingerprint, read_file
 from .errors import InputError
-from .measure import score_all, write_metrics
+from .measure import score_all, settings_of, write_metrics
 from .records import Example, Message, Prediction, StageRecord, Task
 from .store import RunContext, read_jsonl, utc_now, write_jsonl
 
@@ -69,16 +69,18 @@ def score_file(
         examples.append(example)
         predictions.append(Prediction(example_id, "" if answer is None else str(answer), int(sample or 0), error=error))
     _check_ids(path, examples, predictions)
-    return _store(examples, predictions, evaluators, out, name or path.stem)
+    source = {"path": path.name, "ids": "column" if found["id"] else "made up"}
+    return _store(examples, predictions, evaluators, out, name or path.stem, source)
 
 
 def _columns(path: Path, have: Sequence[str], named: dict[str, str | None]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
+    taken = {column for column in named.values() if column}
     for role, usual in _USUAL.items():
         column = named.get(role)
         if column is not None and column not in have:
             raise InputError(f"{path} has no column {column!r}", f"there are: {', '.join(have)}")
-        free = [c for c in usual if c in have and c not in found.values()]
+        free = [c for c in usual if c in have and c not in found.values() and c not in taken]
         found[role] = column or (free[0] if free else None)
     if found["prediction"] is None:
         raise InputError(
@@ -114,13 +116,14 @@ def _store(
     evaluators: Sequence[Evaluator],
     out: Path,
     name: str,
+    source: dict[str, Any],
 ) -> RunContext:
     from dataclasses import replace
 
     unique = tuple({e.id: e for e in examples}.values())
     scores, metrics = score_all(evaluators, unique, predictions)  # first: what cannot be scored leaves nothing behind
     run = RunContext.create(out, name)
-    run.save_task(Task(name, {"test": unique}, {"test": fingerprint(unique)}, prompt_hash=""))
+    run.save_task(Task(name, {"test": unique}, {"test": fingerprint(unique)}, prompt_hash="", source=source))
     write_jsonl(run.path(_MEASUREMENT, "predictions.jsonl"), (p.to_dict() for p in predictions))
     write_jsonl(run.path(_MEASUREMENT, "scores.jsonl"), (s.to_dict() for s in scores))
     settings: dict[str, Any] = {
@@ -128,7 +131,7 @@ def _store(
         "split": "test",
         "prompt": None,
         "generation": None,
-        "evaluators": {e.name: e.settings() for e in evaluators},
+        "evaluators": settings_of(evaluators),
         "primary": evaluators[0].primary,
     }
     failed = sum(p.error is not None for p in predictions)

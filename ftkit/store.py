@@ -137,11 +137,10 @@ class RunContext:
 
     def __init__(self, directory: Path) -> None:
         self.dir = directory
-        self._lock: Any = None
 
     @classmethod
     def create(cls, out: Path, name: str) -> RunContext:
-        """Make a new directory `out/NAME-TIME-RANDOM`, locked by this process."""
+        """Make a new directory `out/NAME-TIME-RANDOM`."""
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         directory = out / f"{_slug(name)}-{stamp}-{secrets.token_hex(3)}"
         try:

@@ -29,7 +29,7 @@ from ..records import (
     System,
 )
 from ..stats import example_means, holm, paired_delta
-from ..store import RunContext, read_json, read_jsonl, utc_now
+from ..store import RunContext, digest, read_json, read_jsonl, utc_now
 
 UNSCORED_LIMIT = 0.02  # with a larger share of failed answers no verdict is given
 SIGNIFICANCE = 0.05
@@ -64,7 +64,7 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False) -> Report:
     _check_comparable([m for m in measured if m.system.role != "extra"], anyway, warnings, notes)
     _match_examples(measured, notes)
     primary = _primary(measured)
-    deltas = _deltas([m for m in measured if m.system.role != "extra"], primary)
+    deltas = _deltas([m for m in measured if m.system.role != "extra"], primary, warnings)
     for run in runs:
         record = run.record()
         prefix = f"{record.name}: " if len(runs) > 1 else ""
@@ -162,7 +162,9 @@ def _unique(measured: list[_Measured], notes: list[str]) -> list[_Measured]:
     kept = []
     for m in measured:
         path = m.run.path(m.system.stage, "key.json")
-        key = str(read_json(path)) if path.exists() and m.system.role in ("baseline", "control") else None
+        key = None
+        if path.exists() and m.system.role in ("baseline", "control"):
+            key = digest([read_json(path), m.system.settings])  # asked alike, and scored alike
         if key and key in seen:
             notes.append(f"{m.system.name} is the same measurement as {seen[key].system.name}, and is shown once")
             seen[key].used_by.add(m.run.id)
@@ -187,6 +189,8 @@ def _check_comparable(measured: Sequence[_Measured], anyway: bool, warnings: lis
         for m in known[1:]:
             assert first is not None
             ours, theirs = first.system.settings[key], m.system.settings[key]
+            if key == "evaluators":
+                ours, theirs = _common(ours, theirs), _common(theirs, ours)
             if ours != theirs:
                 what = words + _which(ours, theirs)
                 differing.setdefault(what, []).append(f"{first.system.name} and {m.system.name}")
@@ -199,6 +203,12 @@ def _check_comparable(measured: Sequence[_Measured], anyway: bool, warnings: lis
             "measure them alike, or say --anyway: the report is then marked",
         )
     warnings.append("Not a fair comparison (shown with --anyway): the runs differ in " + "; in ".join(lines))
+
+
+def _common(evaluators: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the evaluators that both have, without those that only explain (`..._reason`)."""
+    shared = [name for name in evaluators if name in others] or list(evaluators)
+    return {name: {k: v for k, v in evaluators[name].items() if not k.endswith("_reason")} for name in shared}
 
 
 def _external(m: _Measured) -> bool:
@@ -218,14 +228,17 @@ def _match_examples(measured: Sequence[_Measured], notes: list[str]) -> None:
     if not measured:
         return
     first = measured[0]
-    ids = {e.id for e in first.examples}
+    ids = {e.id: e for e in first.examples}
     by_input: dict[str, list[str]] = {}
     for e in first.examples:
+        if not e.input.strip():
+            continue  # nothing to know it by
         by_input.setdefault(normalise(e.input), []).append(e.id)
     for m in measured[1:]:
         if m.system.role == "extra" or m.system.settings.get("rows") == first.system.settings.get("rows"):
             continue
-        if all(e.id in ids for e in m.examples):
+        made_up = any(side.run.task.source.get("ids") == "made up" for side in (first, m))
+        if not made_up and all(e.id in ids and _same_input(ids[e.id], e) for e in m.examples):
             names = {e.id: e.id for e in m.examples}
         else:
             left = {text: list(found) for text, found in by_input.items()}
@@ -236,6 +249,11 @@ def _match_examples(measured: Sequence[_Measured], notes: list[str]) -> None:
         notes.append(f"{m.system.name}: {len(names)} of {len(first.examples)} examples matched")
         m.predictions = {names[i]: p for i, p in m.predictions.items() if i in names}
         m.scores = [replace(s, example_id=names[s.example_id]) for s in m.scores if s.example_id in names]
+
+
+def _same_input(a: Example, b: Example) -> bool:
+    """Say whether two examples of one id may be one: an input that is not known cannot contradict."""
+    return not a.input or not b.input or normalise(a.input) == normalise(b.input)
 
 
 # ---------------------------------------------------------------- comparing
@@ -258,7 +276,7 @@ def _comparisons(measured: Sequence[_Measured]) -> list[tuple[_Measured, _Measur
     return pairs + list(itertools.combinations(finals, 2))
 
 
-def _deltas(measured: Sequence[_Measured], primary: str | None) -> list[Delta]:
+def _deltas(measured: Sequence[_Measured], primary: str | None, warnings: list[str]) -> list[Delta]:
     deltas: list[Delta] = []
     for a, b in _comparisons(measured):
         for name, metric in b.system.metrics.items():
@@ -283,11 +301,16 @@ def _deltas(measured: Sequence[_Measured], primary: str | None) -> list[Delta]:
     if len(tested) > 1:
         for d, p in zip(tested, holm([d.p_value or 0.0 for d in tested]), strict=True):
             deltas[deltas.index(d)] = replace(d, p_adjusted=p)
-    better = {m.system.name: m.system.metrics for m in measured}
-    return [
-        replace(d, verdict=_word(d, better[d.to][d.metric].higher_is_better)) if d.metric == primary else d
-        for d in deltas
-    ]
+    systems = {m.system.name: m.system for m in measured}
+    for i, d in enumerate(deltas):
+        if d.metric != primary:
+            continue
+        unscored = _too_many_unscored([systems[d.from_], systems[d.to]], d.metric)
+        if unscored:
+            warnings.append(f"No verdict on {d.to} against {d.from_}: {unscored}")
+        else:
+            deltas[i] = replace(d, verdict=_word(d, systems[d.to].metrics[d.metric].higher_is_better))
+    return deltas
 
 
 def _word(delta: Delta, higher_is_better: bool | None) -> str:
@@ -311,7 +334,6 @@ def _verdict(
             continue
         unscored = _too_many_unscored([a, b], delta.metric)
         if unscored:
-            warnings.append(f"No verdict on {b.name}: {unscored}")
             lines.append((f"No verdict on {b.name}", unscored))
             continue
         sign = "+" if delta.delta >= 0 else "−"
@@ -323,14 +345,16 @@ def _verdict(
         subject = f"{b.name} is {delta.verdict} than {a.name}"
         if delta.verdict not in ("better", "worse"):
             subject = f"No difference shown between {b.name} and {a.name}"
-        low, high = a.metrics[delta.metric].value, b.metrics[delta.metric].value
+            if b.metrics[delta.metric].higher_is_better is None:
+                subject = f"{b.name} against {a.name}: neither way is better by {delta.metric}"
+        low, high = _common_means(by_name[delta.from_], by_name[delta.to], delta.metric)
         p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
         corrected = " after Holm's correction" if delta.p_adjusted is not None else ""
         lines.append(
             (
                 subject,
                 f"{delta.metric} {number(low, delta.unit)} → {number(high, delta.unit)}: {change}, 95 % interval"
-                f"{interval}, p {_p(p)}{corrected}, n={delta.n}, one training seed.",
+                f"{interval}, p {_p(p)}{corrected}, n={delta.n}{', one training seed' if b.role == 'tuned' else ''}.",
             )
         )
     if not lines:
@@ -341,6 +365,13 @@ def _verdict(
         return "No verdict", f"No example has a score for {primary!r} in both systems."
     head, *rest = lines
     return head[0], " ".join([head[1], *(f"{title}. {text}" for title, text in rest)])
+
+
+def _common_means(a: _Measured, b: _Measured, metric: str) -> tuple[float, float]:
+    """Return both systems' means over the examples that both have scored: what the delta speaks of."""
+    values_a, values_b = example_means(a.scores, metric), example_means(b.scores, metric)
+    ids = values_a.keys() & values_b.keys()
+    return sum(values_a[i] for i in ids) / len(ids), sum(values_b[i] for i in ids) / len(ids)
 
 
 def _too_many_unscored(systems: Iterable[System], metric: str) -> str | None:
@@ -396,15 +427,20 @@ def _curves(run: RunContext) -> Iterable[Curve]:
     """Draw the loss, and the validation metrics of the primary evaluator, over the training steps."""
     lines: dict[tuple[str, str], list[list[float]]] = {}
     known: dict[str, Metric] = {}
+    primaries: set[str | None] = set()
     for stage in run.measured():
         known.update(run.metrics(stage))
+        primaries.add(run.measurement(stage)["settings"].get("primary"))
     for row in run.log_rows():
         if row["event"] == "step" and row.get("loss") is not None:
             lines.setdefault(("loss", "loss"), []).append([row["step"], row["loss"]])
         if row["event"] == "eval":
             for name, value in row.items():
-                if name in known and known[name].unit == "fraction" and isinstance(value, int | float):
-                    lines.setdefault(("validation metrics", name), []).append([row["step"], value])
+                if name in known and isinstance(value, int | float):
+                    if known[name].unit == "fraction":
+                        lines.setdefault(("validation metrics", name), []).append([row["step"], value])
+                    elif name in primaries:  # in its own unit, on its own axis
+                        lines.setdefault((name, name), []).append([row["step"], value])
     return [Curve(run.record().name, name, axis, tuple(points)) for (axis, name), points in lines.items()]
 
 

@@ -41,7 +41,7 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
         load_tokenizer(options)
     except InputError as error:
         hint = error.hint or ""
-        if device().type == "cpu":
+        if device().type == "cpu" and "hub cannot be reached" in error.message:
             hint += "\n  this machine has no GPU: `ftkit run quickstart` works on a CPU without any download"
         yield Finding("error", error.message, hint.strip() or None, "backend.base_model")
         return

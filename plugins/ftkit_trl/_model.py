@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,22 @@ def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _load_arguments(options: TrainOptions) -> dict[str, Any]:
+    """Return what the base and the fully trained model are loaded with alike."""
+    arguments: dict[str, Any] = {
+        "dtype": dtype(options),
+        "device_map": {"": device()},
+        "trust_remote_code": options.trust_remote_code,
+    }
+    if options.attn_implementation:
+        arguments["attn_implementation"] = options.attn_implementation
+    return arguments
+
+
 def load_base(backend: TrlSftLora) -> PreTrainedModel:
     """Return the base model as the method trains it: 4-bit for QLoRA, else in `dtype`."""
     options = backend.options
-    arguments: dict[str, Any] = {"dtype": dtype(options), **_hub_arguments(options)}
-    if options.attn_implementation:
-        arguments["attn_implementation"] = options.attn_implementation
+    arguments = {**_load_arguments(options), "revision": options.revision or "main"}
     if backend.quantised:
         from transformers import BitsAndBytesConfig
 
@@ -117,7 +128,7 @@ def load_base(backend: TrlSftLora) -> PreTrainedModel:
             bnb_4bit_compute_dtype=dtype(options),
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(source(options.base_model), device_map={"": device()}, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(source(options.base_model), **arguments)
     except (OSError, ValueError) as error:
         raise explain("model", options.base_model, error) from None
     for module in model.modules():
@@ -137,9 +148,7 @@ def load_model(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> PreTraine
 
         return PeftModel.from_pretrained(load_base(backend), run.resolve_uri(ref.uri))
     if ref.meta.get("trained"):  # all weights, in the run directory
-        return AutoModelForCausalLM.from_pretrained(
-            run.resolve_uri(ref.uri), dtype=dtype(backend.options), device_map={"": device()}
-        )
+        return AutoModelForCausalLM.from_pretrained(run.resolve_uri(ref.uri), **_load_arguments(backend.options))
     return load_base(backend)
 
 
@@ -158,6 +167,7 @@ def identity(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> dict[str, A
         "template_date": options.template_date,
         "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
         "threads": torch.get_num_threads() if where.type == "cpu" else None,
+        "code": weights_hash(Path(__file__).parent, ".py"),  # how it is asked: a mended defect makes a new baseline
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
     path = Path(source(options.base_model))
@@ -168,11 +178,11 @@ def identity(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> dict[str, A
     return facts
 
 
-def weights_hash(folder: Path) -> str:
-    """Return one SHA-256 over the model's files (weights, config, tokenizer), by name and content."""
+def weights_hash(folder: Path, *suffixes: str) -> str:
+    """Return one SHA-256 over files by name and content: by default a model's (weights, config, tokenizer)."""
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".model"):
+        if path.suffix in (suffixes or (".safetensors", ".json", ".model")):
             total.update(f"{path.name} ".encode())
             with open(path, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
@@ -196,4 +206,5 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

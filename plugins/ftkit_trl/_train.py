@@ -54,10 +54,12 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
     watch = _Watch(trainer.model, tokenizer, options, task, run)
     trainer.add_callback(watch)
     for parameter in trainer.model.parameters():
-        # TRL casts a QLoRA adapter to bf16, in which small updates are rounded away; in fp32 they are kept.
-        if parameter.requires_grad and backend.adapter:
+        # In half precision small updates are rounded away (TRL casts a QLoRA adapter to bf16): what is trained is fp32.
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
     seconds = time.monotonic() - began

@@ -274,3 +274,34 @@ def test_no_runs_and_torn_files(go: Callable[..., Run]) -> None:
     (run.dir / "tuned" / "predictions.jsonl").write_text('{"example_id": ')
     with pytest.raises(InputError, match=r"predictions\.jsonl:1: not JSON"):
         report(run)
+
+
+def test_files_without_ids_are_matched_by_their_inputs_never_by_row_number(tmp_path: Path) -> None:
+    """Two files with the same rows in opposite order: each input meets itself."""
+    rows = [{"input": f"question {i}", "target": f"answer {i}", "prediction": f"answer {i}"} for i in range(12)]
+    runs = []
+    for name, part in (("one", rows), ("two", rows[::-1])):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(part))
+        runs.append(ftkit.score(path, "exact-match", out=tmp_path / "runs", name=name))
+    report = ftkit.make_report(*runs, out=tmp_path / "report")
+    for pair in report.pairs:
+        assert {a["text"] for a in pair.answers.values()} == {pair.targets[0]}
+
+
+def test_files_without_ids_or_inputs_are_not_compared(tmp_path: Path) -> None:
+    runs = []
+    for name, order in (("one", 1), ("two", -1)):
+        path = tmp_path / f"{name}.json"
+        rows = [{"target": f"answer {i}", "prediction": f"answer {i}"} for i in range(12)][::order]
+        path.write_text(json.dumps(rows))
+        runs.append(ftkit.score(path, "exact-match", out=tmp_path / "runs", name=name))
+    with pytest.raises(ftkit.FtkitError, match="no example in common"):
+        ftkit.make_report(*runs, out=tmp_path / "report")
+
+
+def test_a_named_column_is_not_taken_for_another_role(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([{"model_answer": "wrong", "answer": "right"}]))
+    with pytest.raises(ftkit.FtkitError, match="which column holds the prediction"):
+        ftkit.score(path, "exact-match", out=tmp_path / "runs", target="answer")
