@@ -73,6 +73,10 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False) -> Report:
             missing = [s for s in ("baseline", "tuned") if s not in run.measured()]
             text = f"{prefix}this run is {record.status}" + (f" ({record.error})" if record.error else "")
             warnings.append(text + (f"; without a {' and a '.join(missing)} measurement" if missing else ""))
+    for m in measured:
+        cut = m.run.measurement(m.system.stage).get("cost", {}).get("prompts_cut")
+        if cut:
+            warnings.append(f"{m.system.name}: {cut} prompts did not fit into the model's context and were cut")
     verdict, detail = _verdict(measured, deltas, primary, warnings)
     sections = _sections(runs, warnings)
     return Report(

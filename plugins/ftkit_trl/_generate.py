@@ -26,6 +26,7 @@ class TrlSession(Session):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.prompts_cut = 0  # prompts longer than the context leaves room for
         self.ends = sorted(end_ids(tokenizer, options))
 
     def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
@@ -38,9 +39,9 @@ class TrlSession(Session):
         began = time.monotonic()
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         limit = max(16, context - generation.max_new_tokens)
-        prompts = [
-            cut_middle(encode(self.tokenizer, prompt_text(self.tokenizer, e, self.options)), limit) for e in batch
-        ]
+        whole = [encode(self.tokenizer, prompt_text(self.tokenizer, e, self.options)) for e in batch]
+        prompts = [cut_middle(ids, limit) for ids in whole]
+        self.prompts_cut += sum(len(ids) > limit for ids in whole)
         inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)  # (B, T)
         arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if generation.temperature > 0:
@@ -90,7 +91,7 @@ class TrlSession(Session):
         return losses
 
     def stats(self) -> dict[str, Any]:
-        return {"peak_memory": peak_memory(), "device": str(self.model.device)}
+        return {"peak_memory": peak_memory(), "device": str(self.model.device), "prompts_cut": self.prompts_cut}
 
 
 def _batch_seed(generation: Generation, batch: Sequence[Example]) -> int:
