@@ -13,8 +13,9 @@ import pytest
 from report_samples import HOSTILE, hostile_report, large_report, metric, sample_report, system
 
 from ftkit.records import Curve, Delta, Metric, Pair, Report, Section
-from ftkit.report import render
-from ftkit.report.render import render_html, render_markdown, scale_for, visible
+from ftkit.report import charts, render
+from ftkit.report.render import render_html, render_markdown
+from ftkit.report.text import dollars, md_text, p_value, scale_for, seconds, size, visible
 
 
 class Page(HTMLParser):
@@ -78,19 +79,19 @@ def test_numbers_are_written_for_people(unit: str, value: float | None, shown: s
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (render.seconds(3.21), "3.2 s"),
-        (render.seconds(59.6), "1 min 00 s"),
-        (render.seconds(4210), "1 h 10 min"),
-        (render.seconds(None), "–"),
-        (render.size(2_340_000_000), "2.34 GB"),
-        (render.size(12_000_000), "12.0 MB"),
-        (render.dollars(0.004), "< $0.01"),
-        (render.dollars(0), "$0.00"),
-        (render.dollars(1234.5), "$1,234.50"),
-        (render.dollars(None), "–"),
-        (render.p_value(0.0001), "< 0.001"),
-        (render.p_value(0.0312), "0.031"),
-        (render.p_value(None), "–"),
+        (seconds(3.21), "3.2 s"),
+        (seconds(59.6), "1 min 00 s"),
+        (seconds(4210), "1 h 10 min"),
+        (seconds(None), "–"),
+        (size(2_340_000_000), "2.34 GB"),
+        (size(12_000_000), "12.0 MB"),
+        (dollars(0.004), "< $0.01"),
+        (dollars(0), "$0.00"),
+        (dollars(1234.5), "$1,234.50"),
+        (dollars(None), "–"),
+        (p_value(0.0001), "< 0.001"),
+        (p_value(0.0312), "0.031"),
+        (p_value(None), "–"),
     ],
 )
 def test_costs_and_p_values(written: str, expected: str) -> None:
@@ -99,14 +100,14 @@ def test_costs_and_p_values(written: str, expected: str) -> None:
 
 @pytest.mark.parametrize("ends", [(0, 1), (0.4, 3.7), (5, 5), (-2, 9), (0, 1e-9), (1e17, 1e17 + 16), (-1e99, 1e99)])
 def test_ticks_cover_the_range(ends: tuple[float, float]) -> None:
-    at = render.ticks(*ends)
+    at = charts.ticks(*ends)
     assert at[0] <= ends[0] and at[-1] >= ends[1] and 2 <= len(at) <= 9
-    assert len(set(at)) == len(at) == len(render.tick_labels(at))
+    assert len(set(at)) == len(at) == len(charts.tick_labels(at))
 
 
 def test_tick_labels_have_the_decimals_of_their_step() -> None:
-    assert render.tick_labels(render.ticks(0, 1)) == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
-    assert render.tick_labels(render.ticks(0, 50)) == ["0", "10", "20", "30", "40", "50"]
+    assert charts.tick_labels(charts.ticks(0, 1)) == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert charts.tick_labels(charts.ticks(0, 50)) == ["0", "10", "20", "30", "40", "50"]
 
 
 # ---------------------------------------------------------------- what both documents say
@@ -305,7 +306,7 @@ def test_hostile_text_stays_text_in_markdown() -> None:
     ["# heading", "- item", "+ item", "1. item", "---", "===", "> quote", "a\n\n# b", "a | b", "*a*", "`a`", "~a~"],
 )
 def test_markdown_marks_mean_nothing(text: str) -> None:
-    line = render.md_text(text)
+    line = md_text(text)
     assert "\n" not in line and not re.match(r"[#>+=-]|\d+[.)]", line) and not set(line) & set("|*`~<>")
 
 
