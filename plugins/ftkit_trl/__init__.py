@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 
 from ftkit.api import Backend, Options, Requires, Session
 from ftkit.hookspecs import hookimpl
@@ -55,8 +55,18 @@ class TrainOptions(Options):
     eval_samples: int = Field(32, gt=0, description="validation rows in that sample")
     keep_best: bool = Field(False, description="hand over the best of these measurements instead of the last step")
     save_steps: int = Field(100, gt=0, description="steps between checkpoints that a killed run resumes from")
+    snapshots: list[PositiveInt] = Field([], description="steps whose weights are kept in train/snapshots/STEP")
     logging_steps: int = Field(5, gt=0, description="steps between logged losses")
+    usd_per_hour: float | None = Field(None, ge=0, description="price of this machine: what training and answers cost")
     allow_slow: bool = Field(False, description="start even where the estimate says many hours on this machine")
+
+    @model_validator(mode="after")
+    def _snapshots_are_reached(self) -> TrainOptions:
+        if self.max_steps and self.snapshots and max(self.snapshots) > self.max_steps:
+            raise ValueError(
+                f"snapshots: step {max(self.snapshots)} is after the last step, max_steps {self.max_steps}"
+            )
+        return self
 
     renamed: ClassVar[dict[str, str]] = {
         "model_name_or_path": "base_model", "model": "base_model", "model_id": "base_model", "model_name": "base_model",

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, set_seed
 from ftkit.errors import RunFailed
 from ftkit.measure import plan
 from ftkit.records import Example, ModelRef, Task
-from ftkit.store import RunContext, write_atomic
+from ftkit.store import Journal, RunContext, write_atomic
 
 from ._generate import TrlSession
 from ._model import device, dtype, load_base, load_tokenizer, peak_memory
@@ -51,8 +51,8 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
         peft_config=_lora(options) if backend.adapter else None,
         callbacks=[_Checkpoints()],
     )
-    watch = _Watch(trainer.model, tokenizer, options, task, run)
-    trainer.add_callback(watch)
+    trainer.add_callback(_Snapshots(trainer.model, options.snapshots, run))
+    trainer.add_callback(_Watch(trainer.model, tokenizer, options, task, run))
     for parameter in trainer.model.parameters():
         # In half precision small updates are rounded away (TRL casts a QLoRA adapter to bf16): what is trained is fp32.
         if parameter.requires_grad:
@@ -60,12 +60,13 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    earlier = _earlier_seconds(run)
+    run.log("start", resumed=earlier > 0)
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
     seconds = time.monotonic() - began
 
-    # Written beside and renamed: a folder named train/model is whole.
-    target, staging = run.path("train", "model"), run.scratch("model")
+    staging = run.scratch("model")
     shutil.rmtree(staging)
     best = run.scratch("best")
     if options.keep_best and (best / "metric.json").exists():
@@ -73,9 +74,9 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
     else:
         trainer.model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(staging, target)
+    publish(staging, run.path("train", "model"))
     state = trainer.state
+    price = {} if options.usd_per_hour is None else {"usd": options.usd_per_hour * (earlier + seconds) / 3600}
     run.log(
         "end",
         steps=state.global_step,
@@ -85,6 +86,7 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         device=str(device()),
         dtype=str(dtype(options)).removeprefix("torch."),
+        **price,
     )
     if backend.adapter:
         return ModelRef("adapter", "train/model", base=options.base_model)
@@ -140,6 +142,26 @@ def _lora(options: Any) -> Any:
     )
 
 
+def _earlier_seconds(run: RunContext) -> float:
+    """Return the seconds that killed attempts trained, up to the last line that each logged."""
+    total, previous = 0.0, None
+    for row in Journal(run.path("train", "log.jsonl")).read():
+        if previous is not None and row["event"] != "start":  # between an attempt and the next nothing was done
+            total += row["time"] - previous
+        previous = row["time"]
+    return total
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Move a finished folder to where it is looked for: what bears that name is whole and on disk."""
+    for path in (p for p in staging.rglob("*") if p.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staging, target)
+
+
 def _last_whole(checkpoints: Path) -> str | None:
     """Return the newest checkpoint that was written to its end; a torn one is removed."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
@@ -156,6 +178,25 @@ class _Checkpoints(TrainerCallback):
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         os.sync()
         (folder / _WHOLE).touch()
+
+
+class _Snapshots(TrainerCallback):
+    """Keeps the weights after the steps asked for in `train/snapshots/STEP/`, as safetensors."""
+
+    def __init__(self, model: Any, steps: list[int], run: RunContext) -> None:
+        self.model, self.steps, self.run = model, steps, run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for step in (s for s in self.steps if s > state.max_steps):
+            self.run.log("warning", message=f"no snapshot of step {step}: training ends at step {state.max_steps}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Before the checkpoint of this step is written: a resumed run repeats the step or finds its snapshot.
+        if state.global_step in self.steps:
+            staging = self.run.scratch("snapshot")
+            shutil.rmtree(staging)
+            self.model.save_pretrained(staging)
+            publish(staging, self.run.path("train", "snapshots", str(state.global_step)))
 
 
 class _Watch(TrainerCallback):
@@ -226,8 +267,7 @@ class _Watch(TrainerCallback):
             shutil.rmtree(staging)
             model.save_pretrained(staging)
             write_atomic(staging / "metric.json", json.dumps({"step": step, "value": primary.value}))
-            shutil.rmtree(self.best)
-            os.replace(staging, self.best)
+            publish(staging, self.best)
 
     def is_better(self, value: float, higher: bool) -> bool:
         path = self.best / "metric.json"

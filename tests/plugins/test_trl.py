@@ -15,7 +15,7 @@ import pytest
 import ftkit
 from ftkit.console import Console
 from ftkit.recipe import load_recipe
-from ftkit.records import Example, Message
+from ftkit.records import Example, Generation, Message, ModelRef
 
 FTKIT = [sys.executable, "-m", "ftkit.cli"]
 BASE = {
@@ -53,8 +53,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ftkit.Run]:
     out = tmp_path_factory.mktemp("runs")
     options = {
         "trl-sft-qlora": {"eval_steps": 3, "keep_best": True},
-        "trl-sft-lora": {},
-        "trl-sft-full": {"learning_rate": 1e-3},
+        "trl-sft-lora": {"snapshots": [2, 6], "usd_per_hour": 3.6},
+        "trl-sft-full": {"learning_rate": 1e-3, "snapshots": [3]},
     }
     return {name: ftkit.run(recipe(name, **o), out=out, console=Console(silent=True)) for name, o in options.items()}
 
@@ -70,6 +70,42 @@ def test_each_method_trains_and_hands_over_safetensors_only(runs: dict[str, ftki
             run.dir / "baseline" / "predictions.jsonl"
         ).read_bytes()
         assert not (run.dir / ".work").exists(), "checkpoints hold pickles and must not stay"
+
+
+def test_snapshots_hold_the_weights_of_their_step_and_can_be_asked(runs: dict[str, ftkit.Run]) -> None:
+    lora, full = runs["trl-sft-lora"], runs["trl-sft-full"]
+    kept = {p.relative_to(r.dir / "train" / "snapshots").parent.name for r in (lora, full)
+            for p in (r.dir / "train" / "snapshots").rglob("*.safetensors")}  # fmt: skip
+    assert kept == {"2", "3", "6"}
+    for run in (lora, full):
+        files = [p.name for p in (run.dir / "train" / "snapshots").rglob("*")]
+        assert not [f for f in files if f.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    base = lora.context.recipe.backend.make().options.base_model
+    weights = [(lora.dir / "train" / p / "adapter_model.safetensors").read_bytes()
+               for p in ("snapshots/2", "snapshots/6", "model")]  # fmt: skip
+    assert weights[0] != weights[1] == weights[2], "the last step's snapshot is what training handed over"
+    examples = lora.context.task.test[:4]
+    for run, ref in (
+        (lora, ModelRef("adapter", "train/snapshots/2", base=base)),
+        (full, ModelRef("path", "train/snapshots/3", base=base, meta={"trained": True})),
+    ):
+        with run.context.recipe.backend.make().load(ref, run.context) as session:
+            (answers,) = session.generate([examples], Generation(max_new_tokens=8))
+        assert [a.example_id for a in answers] == [e.id for e in examples]
+
+
+def test_a_machines_price_becomes_the_cost_of_training_and_of_answers(runs: dict[str, ftkit.Run]) -> None:
+    priced = runs["trl-sft-lora"]
+    (stage,) = [s for s in priced.context.record().stages if s.name == "train"]
+    assert stage.usd == pytest.approx(stage.meta["seconds"] * 3.6 / 3600, rel=0.05)
+    assert all(p.usd is not None and p.usd > 0 for p in priced.context.predictions("tuned"))
+    (free,) = [s for s in runs["trl-sft-full"].context.record().stages if s.name == "train"]
+    assert free.usd is None and all(p.usd is None for p in runs["trl-sft-full"].context.predictions("tuned"))
+
+
+def test_a_snapshot_after_the_last_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ftkit.FtkitError, match=r"snapshots: step 9 is after the last step"):
+        ftkit.run(recipe("trl-sft-lora", snapshots=[9]), out=tmp_path / "runs", console=Console(silent=True))
 
 
 def test_nothing_handed_over_names_a_path_of_this_machine(runs: dict[str, ftkit.Run]) -> None:
@@ -179,18 +215,10 @@ def test_a_run_killed_in_training_resumes_to_the_same_end(tmp_path: Path) -> Non
     done = subprocess.run([*FTKIT, "run", "--resume", str(directory)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for file in ("baseline/predictions.jsonl", "tuned/predictions.jsonl"):
-        ours, theirs = (strip_latency(d / file) for d in (directory, unbroken.dir))
+        ours, theirs = ((d / file).read_bytes() for d in (directory, unbroken.dir))
         assert ours == theirs
     losses = [
         [row["loss"] for row in ftkit.open_run(d).context.log_rows() if row["event"] == "step"]
         for d in (directory, unbroken.dir)
     ]
     assert losses[0] == losses[1]
-
-
-def strip_latency(path: Path) -> list[dict[str, object]]:
-    """Everything but how long it took, which no two runs share."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        del row["latency"]
-    return rows
