@@ -1,0 +1,177 @@
+"""Managed fine-tuning at a provider that speaks OpenAI's wire format, and `ftkit serve`, which speaks it on this machine.
+
+Light: what imports openai lives in the `_*.py` files, what imports FastAPI in `server/`; both when used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ftkit.api import Backend, Options, Requires, Session
+from ftkit.hookspecs import hookimpl
+from ftkit.records import Finding, ModelRef, Section, Task
+from ftkit.store import RunContext
+
+Auto = Literal["auto"]
+
+
+class WandbOptions(Options):
+    """The provider's own Weights & Biases integration: the provider sends the metrics."""
+
+    project: str = Field(min_length=1, description="project that the provider sends the job's metrics to")
+    name: str | None = Field(None, description="name of the run there; the job's id by default")
+    entity: str | None = Field(None, description="team or user")
+    tags: list[str] = Field([], max_length=50, description="tags of the run")
+
+
+class AzureOptions(Options):
+    """Where a tuned model is deployed in Azure, which bills a deployment by the hour until it is deleted."""
+
+    subscription: str = Field(min_length=1, description="subscription id")
+    resource_group: str = Field(min_length=1, description="resource group")
+    resource: str = Field(min_length=1, description="name of the Azure OpenAI resource")
+    sku: str = Field("standard", description="standard, globalstandard, developertier, ...")
+    capacity: int = Field(50, gt=0, description="capacity in thousands of tokens a minute")
+    token_env: str = Field("AZURE_TOKEN", description="variable with a token of `az account get-access-token`")
+    management_url: str = Field("https://management.azure.com", description="address of Azure's control plane")
+
+
+class ManagedOptions(Options):
+    """Options of `openai-managed`."""
+
+    base_model: str = Field(
+        min_length=1, description="the provider's model id, best with its date: gpt-4o-mini-2024-07-18"
+    )
+    dialect: Literal["openai", "azure", "nebius", "local"] = Field(
+        "openai", description="which provider's ways; local: `ftkit serve` on this machine, started for the run"
+    )
+    base_url: str | None = Field(None, description="address of the API up to /v1; the dialect's by default")
+    api_key_env: str | None = Field(
+        None, description="variable with the key, from the environment or .env; OPENAI_API_KEY by default"
+    )
+
+    n_epochs: int | Auto = Field("auto", ge=1, le=50, description="passes over the training rows")
+    batch_size: int | Auto = Field("auto", ge=1, le=256, description="examples per step")
+    learning_rate_multiplier: float | Auto = Field("auto", gt=0, description="factor on the provider's learning rate")
+    learning_rate: float | None = Field(None, gt=0, description="absolute learning rate (dialect nebius)")
+    lora_r: int | None = Field(None, gt=0, description="rank of the adapter (dialect nebius)")
+    suffix: str | None = Field(None, min_length=1, max_length=40, description="part of the tuned model's name")
+    seed: int | None = Field(None, ge=0, description="seed of the training; the recipe's by default")
+    validation_file: bool = Field(
+        True, description="send the validation rows along, for the provider's validation loss"
+    )
+    wandb: WandbOptions | None = Field(None, description="the provider's Weights & Biases integration: {project: NAME}")
+    azure: AzureOptions | None = Field(None, description="where the tuned model is deployed (dialect azure)")
+
+    max_usd: float | None = Field(None, ge=0, description="refuse to start where the estimate is above this")
+    prices: dict[str, Any] | str | None = Field(
+        None,
+        description="own prices in USD per million tokens, {MODEL: {training, input, output}}, or a YAML file of that",
+    )
+    use_batch_api: bool = Field(False, description="answer through the Batch API: half the price, up to 24 hours")
+    concurrency: int = Field(
+        16, ge=1, le=512, description="requests under way at once; fewer while the provider refuses"
+    )
+    max_example_tokens: int = Field(65536, gt=0, description="longest training example that is not cut")
+
+    timeout: float = Field(120.0, gt=0, description="seconds that one request may take")
+    patience: float = Field(300.0, ge=0, description="seconds of outage or rate limit before the run stops, resumable")
+    find_window: float = Field(60.0, ge=0, description="seconds that a job is looked for when it is not known to exist")
+    model_wait: float = Field(600.0, ge=0, description="seconds that a freshly tuned model may be unknown (404)")
+    poll_seconds: float = Field(20.0, gt=0, le=60, description="longest wait between two looks at a job")
+    shutdown_days: int = Field(30, ge=0, description="warn where the model shuts down within so many days")
+    multipart_mb: int = Field(512, gt=0, description="files above so many MB go up in parts")
+    probe_training: bool = Field(
+        False,
+        description="preflight asks for a job on a file that does not exist, to learn whether training is allowed",
+    )
+
+    paths: ClassVar[tuple[str, ...]] = ("prices",)
+    renamed: ClassVar[Mapping[str, str]] = {
+        "model": "base_model", "model_name": "base_model", "api_base": "base_url", "endpoint": "base_url",
+        "api_key": "api_key_env", "num_epochs": "n_epochs", "epochs": "n_epochs", "num_train_epochs": "n_epochs",
+        "micro_batch_size": "batch_size", "lr_multiplier": "learning_rate_multiplier", "lr": "learning_rate",
+        "provider": "dialect", "budget": "max_usd", "parallel": "concurrency", "max_concurrency": "concurrency",
+    }  # fmt: skip
+
+
+class OpenAIManaged(Backend):
+    """A model at a provider: fine-tuned there by a job, asked there over HTTP."""
+
+    name = "openai-managed"
+    summary = "managed fine-tuning behind OpenAI's wire format: OpenAI, Azure, Nebius, or `ftkit serve` here"
+    Options = ManagedOptions
+    requires = Requires(("openai", "tiktoken", "dotenv"), "ftkit[openai]")
+
+    def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
+        from ._preflight import findings
+
+        return findings(self.options, task)
+
+    def estimate(self, task: Task | None) -> dict[str, Any]:
+        from ._preflight import estimate
+
+        return estimate(self.options, task)
+
+    def base_model(self) -> ModelRef:
+        from ._preflight import model_facts
+
+        return ModelRef("remote", self.options.base_model, meta=model_facts(self.options))
+
+    def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
+        """What decides an answer: the model and where it is; not when it ends, nor how fast one asks."""
+        from ._client import base_url
+
+        o = self.options
+        return {
+            "plugin": self.name,
+            "version": 1,
+            "model": model.uri,
+            "job": model.meta.get("job"),
+            "dialect": o.dialect,
+            "provider": base_url(o) or f"{o.dialect} {run.id if model.meta.get('job') else ''}".strip(),
+        }
+
+    def train(self, task: Task, run: RunContext) -> ModelRef:
+        from ._train import train
+
+        return train(self.options, task, run)
+
+    def load(self, model: ModelRef, run: RunContext) -> AbstractContextManager[Session]:
+        from ._infer import open_session
+
+        return open_session(self.options, model, run)
+
+    @property
+    def eval_batch_size(self) -> int:
+        return 1  # each answer is kept as it comes
+
+
+@hookimpl
+def ftkit_backends() -> list[type[Backend]]:
+    return [OpenAIManaged]
+
+
+@hookimpl
+def ftkit_report_sections(runs: list[RunContext]) -> list[Section]:
+    from ._report import sections
+
+    return sections(runs)
+
+
+@hookimpl
+def ftkit_run_finished(run: RunContext) -> None:
+    from ._local import stop
+
+    stop(run)
+
+
+@hookimpl
+def ftkit_run_failed(run: RunContext) -> None:
+    from ._local import stop
+
+    stop(run)

@@ -1,0 +1,46 @@
+"""Which provider a run speaks to: the recipe's, or a server of the run's own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ftkit.errors import InputError
+from ftkit.store import RunContext
+
+from ._client import Provider, api_key, base_url, is_loopback, key_env
+
+if TYPE_CHECKING:
+    from . import ManagedOptions
+
+
+@contextlib.contextmanager
+def connected(options: ManagedOptions, run: RunContext | None, patience: float | None = None) -> Iterator[Provider]:
+    """Give the provider of a run. Raises InputError where its address or key is missing."""
+    url = base_url(options)
+    if url is None and options.dialect == "local" and run is not None:
+        from ._local import server_for
+
+        url = server_for(run)
+    problem = missing(options, url)
+    if problem is not None or url is None:
+        raise InputError(*(problem or ("backend.base_url is missing", None)))
+    provider = Provider(options, url, patience)
+    try:
+        yield provider
+    finally:
+        provider.close()
+
+
+def missing(options: ManagedOptions, url: str | None) -> tuple[str, str] | None:
+    """Return what lacks for a connection, as (message, hint); None where nothing does."""
+    if url is None and options.dialect != "local":
+        return (
+            f"dialect {options.dialect} needs backend.base_url",
+            "for Azure: https://RESOURCE.openai.azure.com/openai/v1/",
+        )
+    name = key_env(options)
+    if name is not None and not (url and is_loopback(url)) and not api_key(options):
+        return f"no API key: {name} is not set", f"set it in the environment, or write {name}=... into a file .env here"
+    return None

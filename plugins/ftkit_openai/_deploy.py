@@ -1,0 +1,126 @@
+"""Make a tuned model answer where that takes a step of its own: Azure and Nebius. Never tried against the live services."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+import openai
+
+from ftkit.errors import InputError, RunFailed
+from ftkit.store import RunContext
+
+from ._client import Malformed, Provider, jittered
+
+_WAIT = 3600.0  # seconds that a deployment may take
+
+
+def deployed(provider: Provider, run: RunContext, job: Any) -> str:
+    """Return the name by which the tuned model answers. Deploying again under one name changes nothing: it is safe to repeat."""
+    if provider.dialect.deploy == "azure":
+        return _azure(provider, run, job)
+    if provider.dialect.deploy == "nebius":
+        return _nebius(provider, run, job)
+    if not job.fine_tuned_model:
+        raise RunFailed(f"job {job.id} succeeded and names no tuned model", "look at it on the provider's own pages")
+    return str(job.fine_tuned_model)
+
+
+def _name(run: RunContext) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", run.id.lower()).strip("-")[-40:].strip("-")
+
+
+def _azure(provider: Provider, run: RunContext, job: Any) -> str:
+    o = provider.options.azure
+    assert o is not None  # preflight asked for it
+    token = os.environ.get(o.token_env)
+    if not token:
+        raise InputError(f"no token for Azure's control plane: {o.token_env} is not set",
+                         f"export {o.token_env}=$(az account get-access-token --query accessToken -o tsv), and go on with "
+                         f"ftkit run --resume {run.dir}")  # fmt: skip
+    name = _name(run)
+    url = (
+        f"{o.management_url}/subscriptions/{o.subscription}/resourceGroups/{o.resource_group}/providers/"
+        f"Microsoft.CognitiveServices/accounts/{o.resource}/deployments/{name}?api-version=2024-10-01"
+    )
+    headers = {"Authorization": f"Bearer {token}"}
+    model = {"format": "OpenAI", "name": job.fine_tuned_model, "version": "1"}
+    body = {"sku": {"name": o.sku, "capacity": o.capacity}, "properties": {"model": model}}
+    run.log("warning", message=f"the deployment {name} is billed by the hour until it is deleted in Azure's portal")
+    _asked(provider, "PUT", url, headers, body, token)
+    until = time.monotonic() + _WAIT
+    while time.monotonic() < until:
+        state = (_asked(provider, "GET", url, headers, None, token).get("properties") or {}).get("provisioningState")
+        if state == "Succeeded":
+            return name
+        if state in ("Failed", "Canceled"):
+            raise RunFailed(
+                f"Azure could not deploy the tuned model: {state}", "look at the deployment in Azure's portal"
+            )
+        time.sleep(jittered(min(5.0, provider.options.poll_seconds)))
+    raise RunFailed(
+        f"Azure did not deploy the tuned model within {_WAIT:.0f} s", f"ftkit run --resume {run.dir} looks again"
+    )
+
+
+def _nebius(provider: Provider, run: RunContext, job: Any) -> str:
+    checkpoints = provider.read(
+        "listing the checkpoints", lambda: list(provider.client.fine_tuning.jobs.checkpoints.list(job.id))
+    )
+    if not checkpoints:
+        raise RunFailed(
+            f"job {job.id} succeeded and left no checkpoint to deploy", "look at it on the provider's own pages"
+        )
+    last = max(checkpoints, key=lambda c: c.step_number)
+    parts = urlsplit(provider.url)
+    url = urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + "/v0/models"))
+    key = provider.client.api_key
+    headers = {"Authorization": f"Bearer {key}"}
+    name = _name(run)
+    if _nebius_model(provider, url, headers, name) is None:
+        body = {"source": f"{job.id}:{last.id}", "base_model": provider.options.base_model, "name": name}
+        _asked(provider, "POST", url, headers, body, key)
+    until = time.monotonic() + _WAIT
+    while time.monotonic() < until:
+        found = _nebius_model(provider, url, headers, name) or {}
+        if found.get("status") == "active":
+            return str(found["name"])
+        if found.get("status") == "error":
+            raise RunFailed(f"Nebius could not deploy the adapter: {provider.clean(found.get('status_reason'))}",
+                            "only some base models can serve an adapter without a machine of their own")  # fmt: skip
+        time.sleep(jittered(min(5.0, provider.options.poll_seconds)))
+    raise RunFailed(
+        f"Nebius did not deploy the adapter within {_WAIT:.0f} s", f"ftkit run --resume {run.dir} looks again"
+    )
+
+
+def _nebius_model(provider: Provider, url: str, headers: dict[str, str], name: str) -> dict[str, Any] | None:
+    listed = _asked(provider, "GET", url, headers, None, provider.client.api_key)
+    models: list[dict[str, Any]] = listed.get("models") or listed.get("data") or []
+    return next((m for m in models if name in str(m.get("name"))), None)
+
+
+def _asked(
+    provider: Provider, method: str, url: str, headers: dict[str, str], body: Any, secret: str
+) -> dict[str, Any]:
+    """Send one request beside the OpenAI API and return its JSON. Raises RunFailed, which never tells the secret."""
+
+    def call() -> dict[str, Any]:
+        request = httpx2.Request(method, url)
+        try:
+            answer = httpx2.request(method, url, headers=headers, json=body, timeout=provider.options.timeout)
+        except httpx2.TransportError as error:
+            raise openai.APIConnectionError(request=request) from error
+        if answer.status_code >= 400:
+            said = answer.text.replace(secret, "[key]")[:300]
+            raise openai.APIStatusError(said, response=answer, body=None)
+        data = answer.json()
+        if not isinstance(data, dict):
+            raise Malformed("no JSON object")
+        return data
+
+    return provider.read(f"deploying the tuned model ({method})", call)

@@ -1,0 +1,78 @@
+"""How providers of the OpenAI wire format differ, as data. None but `local` was tried against the live service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What differs between a provider and OpenAI; the defaults are OpenAI's."""
+
+    where: str  # what messages and reports call the provider
+    base_url: str | None  # None: the recipe must name it
+    key_env: str | None = "OPENAI_API_KEY"  # None: no key is needed
+    # option of the recipe -> the provider's name of that hyperparameter; others are refused
+    hyperparameters: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "n_epochs": "n_epochs",
+            "batch_size": "batch_size",
+            "learning_rate_multiplier": "learning_rate_multiplier",
+        }
+    )
+    method: bool = True  # method={...}; False: top-level `hyperparameters`
+    with_rank: Mapping[str, Any] = field(default_factory=dict)  # further hyperparameters where lora_r is given
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of the create request
+    statuses: Mapping[str, str] = field(default_factory=dict)  # the provider's word -> OpenAI's
+    bom: bool = False  # files begin with a UTF-8 byte order mark
+    deploy: str | None = None  # a tuned model answers only after a deployment: azure or nebius
+    metadata: bool = True  # jobs keep metadata; False: a job is recognised by its suffix
+    tokens_field: str = "max_completion_tokens"
+    min_examples: int = 10
+    wandb: bool = True
+    shutdown: Mapping[str, str] = field(default_factory=dict)  # model family -> last day, where /v1/models does not say
+    authoritative: bool = False  # a job that is not listed does not exist: nobody else could have taken it in
+
+
+DIALECTS: dict[str, Dialect] = {
+    "openai": Dialect(
+        "OpenAI",
+        "https://api.openai.com/v1",
+        shutdown={"gpt-4o-mini": "2027-01-14", "gpt-4.1-mini": "2027-01-14"},
+    ),
+    "azure": Dialect(
+        "Azure OpenAI",
+        None,  # https://RESOURCE.openai.azure.com/openai/v1/
+        "AZURE_OPENAI_API_KEY",
+        extra_body={"trainingType": "Standard"},
+        statuses={
+            "canceled": "cancelled",
+            "notrunning": "queued",
+            "pending": "queued",
+            "created": "queued",
+            "deleted": "cancelled",
+        },
+        bom=True,
+        deploy="azure",
+        wandb=False,
+    ),
+    "nebius": Dialect(
+        "Nebius Token Factory",
+        "https://api.tokenfactory.nebius.com/v1/",
+        "NEBIUS_API_KEY",
+        hyperparameters={
+            "n_epochs": "n_epochs",
+            "batch_size": "batch_size",
+            "learning_rate": "learning_rate",
+            "lora_r": "lora_r",
+        },
+        method=False,
+        with_rank={"lora": True},
+        deploy="nebius",
+        metadata=False,
+        tokens_field="max_tokens",
+    ),
+    "local": Dialect("this machine", None, None, authoritative=True, wandb=False),
+}

@@ -1,0 +1,324 @@
+"""What can be known before anything is paid: options, key, model, its last day, the file, its tokens, the price."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftkit.errors import FtkitError
+from ftkit.records import Finding, Task
+
+from ._dialects import DIALECTS
+from ._lint import Problem, lint
+from ._prices import FREE, Price, Prices, prices_for
+from ._rows import chats, lines, messages
+from ._tokens import ESTIMATE, Counter, counter
+
+if TYPE_CHECKING:
+    from . import ManagedOptions
+    from ._client import Provider
+
+_PATIENCE = 10.0  # seconds that preflight waits for a provider that does not answer
+_LAST_TRAINING_DAY = datetime.date(2027, 1, 6)  # of OpenAI
+
+
+def findings(options: ManagedOptions, task: Task | None) -> Iterator[Finding]:
+    """Yield everything that is wrong or worth knowing. Spends nothing."""
+    yield from _options(options)
+    if task is not None:
+        yield from _data(options, task)
+        yield from _price(options, task)
+    yield from _account(options)
+
+
+# ---------------------------------------------------------------- options and data: no network
+
+
+def _options(o: ManagedOptions) -> Iterator[Finding]:
+    dialect = DIALECTS[o.dialect]
+    auto = {
+        "n_epochs": "auto",
+        "batch_size": "auto",
+        "learning_rate_multiplier": "auto",
+        "learning_rate": None,
+        "lora_r": None,
+    }
+    for name, default in auto.items():
+        if getattr(o, name) != default and name not in dialect.hyperparameters:
+            takes = ", ".join(dialect.hyperparameters)
+            yield Finding(
+                "error",
+                f"dialect {o.dialect} has no {name}",
+                f"it takes {takes}; null takes an inherited one away",
+                f"backend.{name}",
+            )
+    if o.wandb is not None and not dialect.wandb:
+        yield Finding(
+            "error", f"dialect {o.dialect} has no wandb integration", "use `tracking:` of the recipe", "backend.wandb"
+        )
+    if dialect.deploy == "azure" and o.azure is None:
+        yield Finding(
+            "error",
+            "Azure answers with a tuned model only once it is deployed",
+            "give azure: {subscription, resource_group, resource}",
+            "backend.azure",
+        )
+    if o.use_batch_api and o.dialect == "nebius":
+        yield Finding(
+            "error", "the Batch API of nebius was not looked at", "remove use_batch_api", "backend.use_batch_api"
+        )
+    if o.dialect == "local" and o.base_url is None:
+        lacking = [m for m in ("fastapi", "uvicorn") if importlib.util.find_spec(m) is None]
+        if lacking:
+            yield Finding(
+                "error",
+                f"the local server needs {' and '.join(lacking)}",
+                "pip install 'ftkit[serve]'",
+                "backend.dialect",
+            )
+
+
+def _data(o: ManagedOptions, task: Task) -> Iterator[Finding]:
+    for split, problem in _facts(o, task).problems:
+        yield Finding(problem.level, f"{split}, {problem}", problem.hint, "dataset.path")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Token counts of a task, and what the lint found: (split, problem)."""
+
+    train_tokens: int  # of one pass
+    test_in: int
+    answer_tokens: int  # the longest reference answer: what an answer is assumed to take
+    counted: str
+    problems: tuple[tuple[str, Problem], ...]
+
+
+_known: dict[tuple[Any, ...], Facts] = {}
+
+
+def _facts(o: ManagedOptions, task: Task) -> Facts:
+    """Return the facts of a task, computed once per process: check and estimate both ask."""
+    key = (o.base_model, o.dialect, o.max_example_tokens, task.prompt_hash, *sorted(task.fingerprints.items()))
+    if key not in _known:
+        tokens: Counter = ESTIMATE if o.dialect == "local" else counter(o.base_model)
+        minimum = DIALECTS[o.dialect].min_examples
+        problems = [("train", p) for p in lint(lines(task.train), minimum, o.max_example_tokens, tokens.chat)]
+        if task.validation and o.validation_file:
+            problems += [("validation", p) for p in lint(lines(task.validation), 1, o.max_example_tokens, tokens.chat)]
+        _known[key] = Facts(
+            sum(tokens.chat(chat["messages"]) for chat in chats(task.train)),
+            sum(tokens.chat(messages(e)) for e in task.test),
+            max((tokens.count(t) for e in task.test for t in e.targets[:1]), default=0),
+            tokens.label,
+            tuple(problems),
+        )
+    return _known[key]
+
+
+# ---------------------------------------------------------------- the price
+
+
+def epochs(o: ManagedOptions, rows: int) -> int:
+    """Return the passes that are paid for; for "auto", by the rule of OpenAI's cookbook (its own choice may differ)."""
+    if o.n_epochs != "auto":
+        return int(o.n_epochs)
+    if rows * 3 < 100:
+        return min(25, -(-100 // max(rows, 1)))
+    return max(1, 25_000 // rows) if rows * 3 > 25_000 else 3
+
+
+def price_of(o: ManagedOptions, prices: Prices | None = None) -> Price | None:
+    return FREE if o.dialect == "local" else (prices or prices_for(o.dialect, o.prices)).of(o.base_model)
+
+
+def estimate(o: ManagedOptions, task: Task | None) -> dict[str, Any]:
+    """Return `usd`, `usd_detail` and the numbers behind them; `not_estimated` where the price is not known."""
+    if task is None:
+        return {"not_estimated": "the data could not be read"}
+    if o.dialect == "local":
+        return {"usd": 0.0, "usd_detail": "trained and served on this machine"}
+    prices = prices_for(o.dialect, o.prices)
+    price = price_of(o, prices)
+    facts = _facts(o, task)
+    passes = epochs(o, len(task.train))
+    counts = {
+        "trained_tokens": facts.train_tokens * passes,
+        "n_epochs": passes,
+        "predictions": 2 * len(task.test),
+        "tokens_counted_by": facts.counted,
+    }
+    if price is None:
+        return {"not_estimated": f"no price is known for {o.base_model}: give it with backend.prices", **counts}
+    training = facts.train_tokens * passes * price.training / 1e6
+    out = facts.answer_tokens * len(task.test)
+    answers = sum(price.answer(facts.test_in, out, tuned, o.use_batch_api) for tuned in (False, True))
+    detail = (
+        f"training {training:.2f} USD ({facts.train_tokens * passes:,} tokens: {facts.train_tokens:,} x {passes} epochs at "
+        f"{price.training:g} USD/M), {2 * len(task.test):,} answers about {answers:.2f} USD"
+        f"{' by the Batch API' if o.use_batch_api else ''}, each assumed as long as the longest reference; "
+        f"tokens: {facts.counted}; prices as of {prices.as_of}"
+    )
+    return {
+        "usd": round(training + answers, 4),
+        "usd_training": round(training, 4),
+        "usd_predictions": round(answers, 4),
+        "usd_detail": detail,
+        "prices_as_of": prices.as_of,
+        **counts,
+    }
+
+
+def _price(o: ManagedOptions, task: Task) -> Iterator[Finding]:
+    try:
+        found = estimate(o, task)
+    except ValueError as error:
+        yield Finding(
+            "error", str(error), "`prices` is {MODEL: {training, input, output}} or a file of that", "backend.prices"
+        )
+        return
+    usd = found.get("usd")
+    if o.max_usd is None or o.dialect == "local":
+        if usd is None:
+            yield Finding("warning", f"the price is not known: {found['not_estimated']}", None, "backend.base_model")
+        return
+    if usd is None:
+        yield Finding(
+            "error",
+            f"max_usd is {o.max_usd:g} and the price is not known: {found['not_estimated']}",
+            "give `prices`, or remove max_usd",
+            "backend.max_usd",
+        )
+    elif usd > o.max_usd:
+        yield Finding(
+            "error",
+            f"the estimate is {usd:.2f} USD, above max_usd {o.max_usd:g}: {found['usd_detail']}",
+            "fewer rows or epochs, or a higher max_usd",
+            "backend.max_usd",
+        )
+
+
+# ---------------------------------------------------------------- the account: reads alone
+
+
+def _account(o: ManagedOptions) -> Iterator[Finding]:
+    from ._client import base_url
+    from ._connect import connected, missing
+
+    url = base_url(o)
+    lack = missing(o, url)
+    if lack is not None:
+        yield Finding("error", *lack, "backend.api_key_env" if url else "backend.base_url")
+        return
+    if url is None:
+        return  # a server of the run's own: it does not run yet
+    try:
+        with connected(o, None, _PATIENCE) as provider:
+            yield from _model(o, provider)
+            yield from _right_to_train(o, provider)
+    except FtkitError as error:
+        yield Finding("error", error.message, error.hint, "backend.base_url" if o.base_url else "backend.api_key_env")
+
+
+def _model(o: ManagedOptions, provider: Provider) -> Iterator[Finding]:
+    listed = {m.id: m for m in provider.read("listing the models", lambda: list(provider.client.models.list()))}
+    if o.base_model not in listed:
+        near = difflib.get_close_matches(o.base_model, listed, 3)
+        hint = f"near: {', '.join(near)}" if near else f"there are {len(listed)}, such as {', '.join(list(listed)[:3])}"
+        yield Finding(
+            "error", f"{provider.dialect.where} has no model {o.base_model!r} for this key", hint, "backend.base_model"
+        )
+        return
+    until = shutdown_of(o, listed[o.base_model])
+    if until is None:
+        return
+    days = (datetime.date.fromisoformat(until) - datetime.date.today()).days
+    if days < 0:
+        yield Finding(
+            "error", f"{o.base_model} was shut down on {until}", "choose another base_model", "backend.base_model"
+        )
+    elif days <= o.shutdown_days:
+        yield Finding(
+            "warning",
+            f"{o.base_model}, and every fine-tune of it, is shut down on {until}: in {days} days",
+            "choose another base_model, or keep it short",
+            "backend.base_model",
+        )
+    else:
+        yield Finding("note", f"{o.base_model}, and every fine-tune of it, is shut down on {until}")
+
+
+def shutdown_of(o: ManagedOptions, model: Any) -> str | None:
+    """Return a model's last day as YYYY-MM-DD: as the provider says, or as it is known of its family."""
+    said = getattr(model, "shutdown_date", None)
+    if said:
+        return str(said)[:10]
+    name = o.base_model
+    known = {f: day for f, day in DIALECTS[o.dialect].shutdown.items() if name == f or name.startswith(f"{f}-20")}
+    return next(iter(known.values()), None)
+
+
+def _right_to_train(o: ManagedOptions, provider: Provider) -> Iterator[Finding]:
+    from ._client import BARRED, kind
+
+    jobs = provider.client.fine_tuning.jobs
+    provider.read("listing the fine-tuning jobs", lambda: jobs.list(limit=1))
+    if o.probe_training:
+        try:
+            made = jobs.create(
+                model=o.base_model, training_file="file-ftkit-does-not-exist", metadata={"ftkit": "probe"}
+            )
+            jobs.cancel(made.id)  # a provider that takes any file in
+        except Exception as error:
+            if kind(error) not in ("invalid", "not_found", "model"):
+                problem = provider.explain(error, "asking whether training is allowed")
+                yield Finding("error", problem.message, problem.hint, "backend.plugin")
+    if provider.host == "api.openai.com":
+        if datetime.date.today() >= _LAST_TRAINING_DAY:
+            yield Finding("error", "OpenAI takes no new fine-tuning job since 2027-01-06", BARRED, "backend.plugin")
+        elif not o.probe_training:
+            yield Finding(
+                "warning",
+                "OpenAI refuses new fine-tuning jobs of most organisations (403 training_not_available), which "
+                "only shows when the job is made, after the baseline was paid for",
+                "backend.probe_training: true asks beforehand, free of charge",
+                "backend.plugin",
+            )
+
+
+_until: dict[tuple[str, str, str], str | None] = {}
+
+
+def model_facts(o: ManagedOptions) -> dict[str, Any]:
+    """Return what the report says of the base model: `lives` and, where it is known, `until` (its last day)."""
+    from ._client import Provider, base_url
+    from ._connect import missing
+
+    url = base_url(o)
+    if url is None or o.dialect == "local":
+        return {"lives": DIALECTS[o.dialect].where}
+    if missing(o, url):
+        until = shutdown_of(o, None)
+        return {"lives": DIALECTS[o.dialect].where, **({"until": until} if until else {})}
+    provider = Provider(o, url, 0.0)
+    try:
+        key = (o.dialect, url, o.base_model)
+        if key not in _until:
+            _until[key] = last_day(provider, o.base_model)
+        until = _until[key]
+        return {"lives": provider.lives, **({"until": until} if until else {})}
+    finally:
+        provider.close()
+
+
+def last_day(provider: Provider, model: str) -> str | None:
+    """Ask for the last day of a model; None where nobody knows, or cannot be asked: it is a line of the report."""
+    try:
+        found = provider.client.models.retrieve(model, timeout=10.0)
+    except Exception:
+        found = None
+    return shutdown_of(provider.options, found)

@@ -1,0 +1,57 @@
+"""How many tokens a chat has, by OpenAI's tokenizer where its tables can be had, or by a labelled estimate."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_PER_MESSAGE = 3  # tokens around each message: its role and the marks
+_PER_CHAT = 3  # the answer's own opening
+_WAIT = 10.0  # seconds that the first download of the tables may take
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Counts tokens; `label` says how, for people."""
+
+    count: Callable[[str], int]
+    label: str
+    exact: bool
+
+    def chat(self, messages: Iterable[Mapping[str, Any]]) -> int:
+        """Return the tokens of a whole chat, with what surrounds each message."""
+        return _PER_CHAT + sum(_PER_MESSAGE + self.count(str(m.get("content") or "")) for m in messages)
+
+
+def _estimate(text: str) -> int:
+    """About four bytes of English a token; other scripts have more bytes a letter, and more tokens."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
+
+
+ESTIMATE = Counter(_estimate, "estimated at 4 bytes a token: the tokenizer's tables could not be had", False)
+
+
+@functools.cache
+def counter(model: str) -> Counter:
+    """Return the counter for a model. tiktoken downloads its tables on first use: offline, it is the estimate."""
+    found: list[Counter] = []
+
+    def load() -> None:
+        try:
+            import tiktoken
+
+            try:
+                encoding = tiktoken.encoding_for_model(model)
+            except KeyError:
+                encoding = tiktoken.get_encoding("o200k_base")
+            found.append(Counter(lambda text: len(encoding.encode_ordinary(text)), f"tiktoken, {encoding.name}", True))
+        except Exception:  # no tiktoken, no network, a proxy's web page instead of tables: the estimate is there
+            return
+
+    thread = threading.Thread(target=load, daemon=True)  # its download knows no time limit
+    thread.start()
+    thread.join(_WAIT)
+    return found[0] if found else ESTIMATE

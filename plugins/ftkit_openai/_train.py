@@ -1,0 +1,294 @@
+"""Train at a provider: upload, create the job once, follow it, take its results."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ftkit.errors import Interrupted, RunFailed
+from ftkit.records import ModelRef, Task
+from ftkit.store import RunContext, write_json
+
+from ._client import BARRED, Malformed, Provider, jittered
+from ._connect import connected
+from ._create import create_once
+from ._deploy import deployed
+from ._preflight import last_day, price_of
+from ._results import rows_of_results, step_of
+from ._rows import lines, write_file
+from ._upload import uploaded
+
+if TYPE_CHECKING:
+    from . import ManagedOptions
+
+ENDS = ("succeeded", "failed", "cancelled")
+_FASTEST = 0.5  # seconds between two looks at a job that moves
+
+
+def train(options: ManagedOptions, task: Task, run: RunContext) -> ModelRef:
+    """Return the tuned model. Raises Interrupted where the user detaches: the job goes on, and can be come back to."""
+    with connected(options, run) as provider:
+        try:
+            return _Training(options, provider, task, run).go()
+        except KeyboardInterrupt:
+            raise _detached(options, run) from None
+
+
+def _detached(options: ManagedOptions, run: RunContext) -> Interrupted:
+    state = run.state.get("job") or {}
+    back = f"come back with: ftkit run --resume {run.dir}"
+    if state.get("id") and options.dialect == "local":
+        return Interrupted(f"detached: job {state['id']} waits with its server", back)
+    if state.get("id"):
+        return Interrupted(f"detached: job {state['id']} goes on at the provider, and is paid for",
+                           f"{back}\n  end it for good with: ftkit cancel {run.dir}")  # fmt: skip
+    if state.get("phase") == "creating":
+        return Interrupted("interrupted while the job was being created", f"{back} (it looks for the job first)")
+    return Interrupted("interrupted before a job was created", back)
+
+
+class _Training:
+    def __init__(self, options: ManagedOptions, provider: Provider, task: Task, run: RunContext) -> None:
+        self.options, self.provider, self.task, self.run = options, provider, task, run
+        self.jobs = provider.client.fine_tuning.jobs
+        rows = run.log_rows()
+        self.seen = {row["id"] for row in rows if row["event"] == "provider"}
+        self.steps = {row["step"] for row in rows if row["event"] == "step"}
+        self.status: str | None = None
+        self.finish: int | None = None
+
+    def go(self) -> ModelRef:
+        job = self.job()
+        job = self.follow(job)
+        self.results(job)
+        if job_status(self.provider, job) != "succeeded":
+            raise self.ended_badly(job)
+        return self.model(job)
+
+    # ---- one job, and only one
+
+    def job(self) -> Any:
+        """Return this run's job: the one of an earlier attempt, or a new one."""
+        state = self.run.state
+        known = state.get("job") or {}
+        if known.get("id"):
+            job = self.provider.read("looking at the job", lambda: self.jobs.retrieve(known["id"]))
+            if not (state.get("create_again") and job_status(self.provider, job) in ("failed", "cancelled")):
+                self.run.save_state(create_again=False)
+                return job
+            self.run.save_state(job=None, attempt=state.get("attempt", 1) + 1)  # the user wants another
+        body = self.body()
+        return create_once(
+            self.provider,
+            self.run,
+            "job",
+            lambda: self.create(body),
+            lambda: find_job(self.provider, self.run),
+            "a job",
+        )
+
+    def body(self) -> dict[str, Any]:
+        """Return the create request, after uploading what it names."""
+        o, dialect = self.options, self.provider.dialect
+        folder = self.run.path("train", "files")
+        train_file = write_file(folder / "train.jsonl", lines(self.task.train), "train", dialect.bom)
+        training_file = uploaded(self.provider, self.run, train_file, "fine-tune")
+        body: dict[str, Any] = {"model": o.base_model, "training_file": training_file}
+        if self.task.validation and o.validation_file:
+            file = write_file(folder / "validation.jsonl", lines(self.task.validation), "validation", dialect.bom)
+            body["validation_file"] = uploaded(self.provider, self.run, file, "fine-tune")
+        wanted = {name: getattr(o, name) for name in dialect.hyperparameters}
+        hyperparameters: dict[str, Any] = {
+            dialect.hyperparameters[name]: value for name, value in wanted.items() if value not in (None, "auto")
+        }
+        if o.lora_r is not None:
+            hyperparameters |= dialect.with_rank
+        if dialect.method:
+            body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+        else:
+            body["extra_body"] = {"hyperparameters": hyperparameters}
+        body["seed"] = self.run.seed if o.seed is None else o.seed
+        suffix = job_suffix(o, self.provider, self.run)
+        if suffix:
+            body["suffix"] = suffix
+        if o.wandb is not None:
+            settings = {k: v for k, v in o.wandb.model_dump().items() if v not in (None, [])}
+            body["integrations"] = [{"type": "wandb", "wandb": settings}]
+        if dialect.extra_body:
+            body["extra_body"] = {**body.get("extra_body", {}), **dialect.extra_body}
+        if dialect.metadata:
+            content = hashlib.sha256(json.dumps([train_file.sha256, body], sort_keys=True).encode()).hexdigest()
+            body["metadata"] = {**job_mark(self.run), "ftkit_content": content}
+        return body
+
+    def create(self, body: dict[str, Any]) -> Any:
+        job = self.jobs.create(**body)
+        if not getattr(job, "id", None):
+            raise Malformed("the answer to the create request names no job")
+        return job
+
+    # ---- following it
+
+    def follow(self, job: Any) -> Any:
+        """Return the job when it has ended; log its events, each once, and show what people wait for."""
+        delay = _FASTEST
+        while True:
+            moved = self.show(job)
+            moved += self.events(job)
+            if job_status(self.provider, job) in ENDS:
+                return job
+            delay = _FASTEST if moved else min(delay * 1.5, self.options.poll_seconds)
+            time.sleep(jittered(delay))
+            job = self.provider.read(
+                f"looking at job {job.id} (it goes on at the provider)",
+                lambda id=job.id: self.jobs.retrieve(id),  # type: ignore[misc]
+            )
+
+    def show(self, job: Any) -> int:
+        """Tell of a change of status, and of when the provider expects to be done. Return how many changes there were."""
+        changes = 0
+        status = job_status(self.provider, job)
+        if status != self.status:
+            self.status, changes = status, 1
+            known = status in (*ENDS, "validating_files", "queued", "running")
+            more = "" if known else ": it waits at the provider, and is looked at until it ends"
+            self.run.log("note", message=f"job {job.id}: {status}{more}")
+        finish = getattr(job, "estimated_finish", None)
+        if finish and status == "running" and (self.finish is None or abs(finish - self.finish) > 60):
+            self.finish, changes = finish, changes + 1
+            left = max(0, round((finish - time.time()) / 60))
+            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(finish))
+            self.run.log("note", message=f"the provider expects job {job.id} to finish at {at}, in {left} min")
+        return changes
+
+    def events(self, job: Any) -> int:
+        """Log the events that were not seen yet, oldest first; return how many."""
+
+        def new() -> list[Any]:
+            found = []
+            for event in self.jobs.list_events(job.id, limit=100):  # newest first, page after page
+                if event.id in self.seen:
+                    break
+                found.append(event)
+            return found
+
+        listed = self.provider.read("reading the job's events", new)
+        listed.reverse()  # of one second, the earlier comes first: sorting keeps it so
+        fresh = sorted(listed, key=lambda event: event.created_at)
+        for event in fresh:
+            self.seen.add(event.id)
+            step = step_of(event)
+            if step is not None:
+                self.step(step)
+            self.run.log("provider", id=event.id, level=event.level, message=self.provider.clean(event.message))
+            if event.level in ("warn", "error"):
+                self.run.log("warning", message=f"job {job.id}: {self.provider.clean(event.message)}")
+        return len(fresh)
+
+    def step(self, values: dict[str, Any]) -> None:
+        if values["step"] not in self.steps:
+            self.steps.add(values["step"])
+            self.run.log("step", **values)
+
+    # ---- what it leaves
+
+    def results(self, job: Any) -> None:
+        """Keep the result files, the checkpoints, and the losses that no event told of."""
+        for number, id in enumerate(job.result_files or ()):
+            with contextlib.suppress(RunFailed):  # a curve is not worth failing a paid job
+                data = self.provider.read(
+                    "reading the result file", lambda id=id: self.provider.client.files.content(id).read(), 30.0
+                )  # type: ignore[misc]
+                text, rows = rows_of_results(data)
+                path = self.run.path("train", f"results{number or ''}.csv")
+                path.write_text(text, encoding="utf-8")
+                for row in rows:
+                    self.step({**row, "max_steps": rows[-1]["step"]})
+        with contextlib.suppress(RunFailed):
+            found = self.provider.read(
+                "listing the checkpoints", lambda: list(self.jobs.checkpoints.list(job.id)), 30.0
+            )
+            if found:
+                listed = [c.to_dict() for c in found]
+                write_json(self.run.path("train", "checkpoints.json"), sorted(listed, key=lambda c: c["step_number"]))
+
+    def ended_badly(self, job: Any) -> RunFailed:
+        status, error = job_status(self.provider, job), getattr(job, "error", None)
+        said = self.provider.clean(getattr(error, "message", None) or "the provider gives no reason")
+        code = str(getattr(error, "code", None) or "")
+        another = f"another job, paid anew: ftkit run --resume {self.run.dir} --create-again"
+        if status == "cancelled":
+            return RunFailed(f"job {job.id} was cancelled", another)
+        if any(
+            word in f"{code} {said}".lower()
+            for word in ("moderation", "unsafe", "safety", "content_policy", "usage polic")
+        ):
+            return RunFailed(
+                f"job {job.id} was blocked by moderation: {said}", "remove the rows that it may not see, and run again"
+            )
+        if "training_not_available" in code:
+            return RunFailed(f"job {job.id}: {said}", BARRED)
+        if (
+            "file" in code
+            or getattr(error, "param", None) in ("training_file", "validation_file")
+            or "n_examples" in code
+        ):
+            return RunFailed(f"job {job.id}: the file did not pass validation: {said}",
+                             f"the line numbers are those of {self.run.path('train', 'files', 'train.jsonl')}; mend the data, and run again")  # fmt: skip
+        return RunFailed(f"job {job.id} failed{f' ({code})' if code else ''}: {said}", another)
+
+    def model(self, job: Any) -> ModelRef:
+        """Return the handle of the tuned model, and log what its training cost."""
+        price = price_of(self.options)
+        tokens = getattr(job, "trained_tokens", None)
+        usd = None if price is None or tokens is None else round(tokens * price.training / 1e6, 6)
+        facts = {"job": job.id, "trained_tokens": tokens, "usd": usd, "steps": max(self.steps, default=None)}
+        uri = deployed(self.provider, self.run, job)
+        until = last_day(self.provider, uri) if not self.provider.dialect.authoritative else None
+        meta = {"lives": self.provider.lives, "until": until, "job": job.id}
+        self.run.log("end", **{k: v for k, v in facts.items() if v is not None})
+        return ModelRef("remote", uri, self.options.base_model, {k: v for k, v in meta.items() if v is not None})
+
+
+def job_status(provider: Provider, job: Any) -> str:
+    """Return a job's status in OpenAI's words; one that is not known stays as it is, and is no end."""
+    status = str(job.status or "unknown")
+    return provider.dialect.statuses.get(status.lower(), status)
+
+
+def job_mark(run: RunContext) -> dict[str, str]:
+    """Return the metadata by which a run knows its job again."""
+    return {"ftkit_run": run.id, "ftkit_attempt": str(run.state.get("attempt", 1))}
+
+
+def job_suffix(options: ManagedOptions, provider: Provider, run: RunContext) -> str | None:
+    """Return the suffix of the tuned model's name; where jobs keep no metadata it holds the run's mark."""
+    if provider.dialect.metadata:
+        return options.suffix
+    mark = f"{run.id[-6:]}-{run.state.get('attempt', 1)}"
+    return f"{options.suffix or 'ftkit'}-{mark}"
+
+
+def find_job(provider: Provider, run: RunContext) -> Any:
+    """Return the oldest job that carries the run's mark, or None. May raise what the client raises."""
+    found = [job for job in _recent_jobs(provider, run) if _is_marked(provider, run, job)]
+    return min(found, key=lambda job: job.created_at, default=None)
+
+
+def _recent_jobs(provider: Provider, run: RunContext) -> Iterator[Any]:
+    asked = (run.state.get("job") or {}).get("asked") or time.time()
+    filters: dict[str, Any] = {"metadata": {"ftkit_run": run.id}} if provider.dialect.metadata else {}
+    for job in provider.client.fine_tuning.jobs.list(limit=100, **filters):
+        if job.created_at < asked - 86_400:  # newest first, and clocks differ by less than a day
+            return
+        yield job
+
+
+def _is_marked(provider: Provider, run: RunContext, job: Any) -> bool:
+    if provider.dialect.metadata:
+        return job_mark(run).items() <= (getattr(job, "metadata", None) or {}).items()
+    return getattr(job, "suffix", None) == job_suffix(provider.options, provider, run)
