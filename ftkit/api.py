@@ -24,11 +24,14 @@ class Options(BaseModel):
     """Base of every plugin's options: unknown keys are errors, with the nearest key named.
 
     Give each field a type, a default and `Field(description=...)`; they appear in `ftkit schema`. `renamed` maps other tools' spellings to this plugin's
-    ({"cutoff_len": "sequence_len"}), so that the error can name the right key.
+    ({"cutoff_len": "sequence_len"}), so that the error can name the right key. `paths` names the options that
+    may hold a file or folder: what lies beside the recipe is found from wherever ftkit is started.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # Deferred: a command builds the validators of those plugins only that its recipe names.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
     renamed: ClassVar[Mapping[str, str]] = {}
+    paths: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Session(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot compute a loss")
 
     def stats(self) -> dict[str, Any]:
-        """Return facts worth recording after use, such as `peak_memory` (bytes), `device`, `usd`."""
+        """Return facts worth recording after use, such as `peak_memory` (bytes) and `device`."""
         return {}
 
 
@@ -79,7 +82,11 @@ class Backend(Plugin, ABC):
         return ()
 
     def estimate(self, task: Task | None) -> dict[str, Any]:
-        """Return what is known beforehand: `memory_bytes`, `seconds`, `usd`; or `not_estimated`: why."""
+        """Return what is known beforehand: `memory_bytes`, `seconds`, `usd`; or `not_estimated`: why.
+
+        Where `usd` is above 0, the user is asked before anything is spent (`--yes` answers); `usd_detail` is a
+        line that is shown with it.
+        """
         return {"not_estimated": f"{self.name} gives no estimate"}
 
     def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
@@ -109,7 +116,9 @@ class Backend(Plugin, ABC):
     def train(self, task: Task, run: RunContext) -> ModelRef:
         """Train on `task.train`, choose on `task.validation`; never read test rows. Resumable.
 
-        Write what is handed over to `run.path("train/model")`, and progress with `run.log`.
+        Write what is handed over to `run.path("train/model")`, and progress with `run.log`: events `step`
+        (drawn as curves), `note` and `warning` (their `message` is shown), and `end` (facts, `usd` among them).
+        A remote job that goes on without this process is left by raising `errors.Interrupted`.
         """
 
     @abstractmethod

@@ -148,12 +148,15 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 @click.option("--on", "where", metavar="WHERE", help="Run elsewhere, through an installed launcher.")
 @click.option("--dry-run", is_flag=True, help="Stop after everything was checked.")
 @click.option("--yes", is_flag=True, help="Do not ask before money is spent (for backends that cost any).")
+@click.option(
+    "--create-again", is_flag=True, help="With --resume: your word that a remote job in doubt does not exist."
+)
 @click.option("--no-reuse", is_flag=True, help="Measure the baseline anew even where another run in --out has it.")
 @_json
 @click.pass_obj
 def run(
     debug: bool, recipes: tuple[str, ...], overrides: tuple[str, ...], out: Path, resume_dir: str | None, where: str | None,
-    dry_run: bool, yes: bool, no_reuse: bool, as_json: bool,
+    dry_run: bool, yes: bool, create_again: bool, no_reuse: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure the base model, fine-tune, measure again, and write a report. Several recipes share one."""
     from .console import Console
@@ -165,6 +168,8 @@ def run(
         )
     if resume_dir and (overrides or where or dry_run):
         raise InputError("--resume goes on with the run's own recipe: it takes no --set, no --on and no --dry-run")
+    if create_again and not resume_dir:
+        raise InputError("--create-again goes with --resume RUN_DIR")
     if where:
         from .plugins import installed_plugins
 
@@ -177,9 +182,9 @@ def run(
         _print_json(found if len(found) > 1 else found[0]) if as_json else None
         sys.exit(0 if all(f["ok"] for f in found) else 2)
     if resume_dir:
-        runs = [resume(resume_dir, console)]
+        runs = [resume(resume_dir, console, yes, create_again)]
     else:
-        runs, joint = run_all(recipes, overrides, out, not no_reuse, console)
+        runs, joint = run_all(recipes, overrides, out, not no_reuse, console, yes)
     folder = joint or runs[0].dir
     if as_json:
         data: dict[str, Any] = runs[0].to_dict() if len(runs) == 1 else {"runs": [r.to_dict() for r in runs]}
@@ -241,7 +246,6 @@ def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, An
 
     from .console import Console, clock, escape
     from .notebook import load
-    from .preflight import problems_of
 
     try:
         recipe = load(name, overrides)
@@ -255,7 +259,7 @@ def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, An
             "audit": {},
             "estimate": {},
         }
-    from .preflight import preflight
+    from .preflight import preflight, problems_of
 
     console = Console(debug)
     with contextlib.ExitStack() as stack:

@@ -40,6 +40,15 @@ class Console:
             self._end_line()
             print(escape(text), file=self._stream, flush=True)
 
+    def confirm(self, question: str) -> bool:
+        """Ask the user for a yes; False where nobody is there to answer."""
+        if self.silent or not (self.terminal and sys.stdin.isatty()):
+            return False
+        with self._lock:
+            self._end_line()
+            print(f"{escape(question)} [y/N] ", end="", file=self._stream, flush=True)
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
 

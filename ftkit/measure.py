@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from .api import Backend, Evaluator, Session
 from .errors import FtkitError, RunFailed
 from .records import Example, Generation, Measurement, Metric, ModelRef, Prediction, Score
-from .store import Journal, RunContext, digest, read_json, write_json, write_jsonl
+from .store import Journal, RunContext, digest, read_json, read_jsonl, write_json, write_jsonl
 
+N = TypeVar("N", int, float)
 Progress = Callable[[str, int, int, float], None]  # what, done, total, seconds
 
 
@@ -46,11 +47,14 @@ def measure_all(
             models.append(measurement.model)
     for model in models:
         group = [m for m in measurements if m.model == model]
-        pending = [m for m in group if not run.path(m.name, "predictions.jsonl").exists()]
+        pending = [m for m in group if not _is_sealed(run, m)]
         if pending:
             with backend.load(model, run) as session:
                 for measurement in pending:
-                    generate(run, backend, session, measurement, progress)
+                    if not run.path(measurement.name, "predictions.jsonl").exists():
+                        generate(run, backend, session, measurement, progress)
+                    if measurement.loss:
+                        losses(run, backend, session, measurement, progress)
                 stats = session.stats()
             for measurement in pending:
                 cost = read_json(run.path(measurement.name, "cost.json"))
@@ -58,6 +62,11 @@ def measure_all(
         for measurement in group:
             score(run, backend, measurement, evaluators)
     return stats
+
+
+def _is_sealed(run: RunContext, measurement: Measurement) -> bool:
+    files = ["predictions.jsonl", "losses.jsonl"] if measurement.loss else ["predictions.jsonl"]
+    return all(run.path(measurement.name, file).exists() for file in files)
 
 
 def examples_of(run: RunContext, measurement: Measurement) -> Sequence[Example]:
@@ -118,14 +127,48 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
             "seconds": round(seconds, 3),
             "tokens_in": _sum(p.tokens_in for p in ordered),
             "tokens_out": _sum(p.tokens_out for p in ordered),
+            "usd": _sum(p.usd for p in ordered),
+            "n_predictions": len(ordered),
             "n_failed": sum(p.error is not None for p in ordered),
         },
     )
     if measurement.examples is not None:  # this measurement's own rows: re-scoring needs them
         write_jsonl(run.path(name, "examples.jsonl"), (e.to_dict() for e in measurement.examples))
     write_json(run.path(name, "key.json"), key_of(run, backend, measurement))
-    write_jsonl(run.path(name, "predictions.jsonl"), (p.to_dict() for p in ordered))
+    # How long an answer took is no part of it: two runs that answer alike have predictions alike to the byte.
+    write_jsonl(
+        run.path(name, "timings.jsonl"),
+        ({"example_id": p.example_id, "sample": p.sample, "latency": p.latency} for p in ordered),
+    )
+    write_jsonl(run.path(name, "predictions.jsonl"), (_without_latency(p) for p in ordered))
     journal.path.unlink()
+
+
+def losses(run: RunContext, backend: Backend, session: Session, measurement: Measurement, progress: Progress) -> None:
+    """Write NAME/losses.jsonl: each example's teacher-forced loss, in nats per learned token."""
+    name = measurement.name
+    path = run.path(name, "losses.jsonl")
+    if path.exists():
+        return
+    examples = {e.id: e for e in examples_of(run, measurement)}
+    journal = Journal(run.path(name, "losses.journal"))
+    found: dict[str, float] = {row["example_id"]: row["loss"] for batch in journal.read() for row in batch}
+    began = time.monotonic()
+    for ids in plan(list(examples.values()), backend.eval_batch_size):
+        if ids[0] in found:
+            continue
+        batch = dict(zip(ids, session.loss([examples[i] for i in ids]), strict=True))
+        journal.append([{"example_id": i, "loss": value} for i, value in batch.items()])
+        found |= batch
+        progress(f"{name} (loss)", len(found), len(examples), time.monotonic() - began)
+    write_jsonl(path, ({"example_id": i, "loss": found[i]} for i in examples))
+    journal.path.unlink()
+
+
+def _without_latency(prediction: Prediction) -> dict[str, Any]:
+    row = prediction.to_dict()
+    del row["latency"]
+    return row
 
 
 def _check_batch(
@@ -137,9 +180,9 @@ def _check_batch(
         raise RunFailed("the backend answered something other than a planned batch", f"it answered: {ids[:5]}")
 
 
-def _sum(values: Iterable[int | None]) -> int | None:
+def _sum(values: Iterable[N | None]) -> N | None:
     known = [v for v in values if v is not None]
-    return sum(known) if known else None
+    return sum(known[1:], known[0]) if known else None
 
 
 def score(run: RunContext, backend: Backend, measurement: Measurement, evaluators: Sequence[Evaluator]) -> None:
@@ -149,6 +192,8 @@ def score(run: RunContext, backend: Backend, measurement: Measurement, evaluator
         return
     examples = examples_of(run, measurement)
     scores, metrics = score_all(evaluators, examples, run.predictions(name))
+    if measurement.loss:
+        scores, metrics = _with_losses(run, name, scores, metrics)
     write_jsonl(run.path(name, "scores.jsonl"), (s.to_dict() for s in scores))
     cost_path = run.path(name, "cost.json")
     generation = measurement.generation or run.recipe.generation
@@ -171,6 +216,18 @@ def score(run: RunContext, backend: Backend, measurement: Measurement, evaluator
         control=measurement.control,
         cost=read_json(cost_path) if cost_path.exists() else {},
     )
+
+
+def _with_losses(
+    run: RunContext, name: str, scores: list[Score], metrics: list[Metric]
+) -> tuple[list[Score], list[Metric]]:
+    """Add the loss to each example's values, and its mean to the metrics."""
+    from .stats import mean_metrics
+
+    rows = read_jsonl(run.path(name, "losses.jsonl"))
+    by_id = {row["example_id"]: Score(row["example_id"], {"loss": row["loss"]}) for row in rows}
+    merged = [_merge(s, by_id[s.example_id]) if s.sample == 0 else s for s in scores]
+    return merged, [*metrics, *mean_metrics(list(by_id.values()), {"loss": "nats/token"}, {"loss": False})]
 
 
 def settings_of(evaluators: Sequence[Evaluator]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def load(source: Source, overrides: Sequence[str] = ()) -> Any:
     """Return the Recipe of a path, a shipped name or a mapping. Raises RecipeError with all its mistakes."""
     from .recipe import load_recipe
 
-    return load_recipe(find_recipe(source), overrides)
+    return load_recipe(find_recipe(source), overrides, check_data=True)
 
 
 def run(
@@ -114,22 +114,29 @@ def run(
     out: str | Path = "runs",
     reuse: bool = True,
     console: Console | None = None,
+    yes: bool = False,
 ) -> Run:
     """Run one recipe or several and return the (last) Run. Several end in one joint report as well.
 
-    All recipes are read and checked before the first begins. Raises FtkitError.
+    All recipes are read and checked before the first begins; `yes` spends the estimated price without
+    asking. Raises FtkitError.
     """
-    runs, _ = run_all(recipes, overrides, Path(out), reuse, console or Console())
+    runs, _ = run_all(recipes, overrides, Path(out), reuse, console or Console(), yes)
     return runs[-1]
 
 
 def run_all(
-    recipes: Sequence[Source], overrides: Sequence[str], out: Path, reuse: bool, console: Console
+    recipes: Sequence[Source],
+    overrides: Sequence[str],
+    out: Path,
+    reuse: bool,
+    console: Console,
+    yes: bool = False,
 ) -> tuple[list[Run], Path | None]:
     """Run recipes one after the other; return the runs, and the folder of the joint report of several."""
     from .errors import RecipeError
     from .preflight import preflight
-    from .runner import start
+    from .runner import confirm_price, start
 
     loaded, problems = [], []
     for source in recipes:
@@ -140,9 +147,14 @@ def run_all(
     if problems:
         raise RecipeError(problems)
     if len(loaded) > 1:  # the second must not fail for what could be known before the first began
+        estimates = []
         for recipe in loaded:
-            preflight(recipe).raise_errors(recipe)
-    runs = [Run(start(recipe, out, console, reuse)) for recipe in loaded]
+            found = preflight(recipe)
+            found.raise_errors(recipe)
+            estimates.append(found.estimate)
+        confirm_price(estimates, console, yes)
+        yes = True
+    runs = [Run(start(recipe, out, console, reuse, yes)) for recipe in loaded]
     if len(runs) < 2:
         return runs, None
     folder = out / f"report-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -152,11 +164,11 @@ def run_all(
     return runs, folder
 
 
-def resume(directory: str | Path, console: Console | None = None) -> Run:
-    """Go on with an unfinished run."""
+def resume(directory: str | Path, console: Console | None = None, yes: bool = False, create_again: bool = False) -> Run:
+    """Go on with an unfinished run (see `ftkit.runner.resume`)."""
     from .runner import resume as go_on
 
-    return Run(go_on(directory, console or Console()))
+    return Run(go_on(directory, console or Console(), yes, create_again))
 
 
 def open_run(directory: str | Path) -> Run:
@@ -169,15 +181,20 @@ def score(
     evaluator: str | Evaluator,
     out: str | Path = "runs",
     name: str | None = None,
+    options: Sequence[str] = (),
     **columns: str | None,
 ) -> Run:
-    """Score a file of predictions (see `ftkit.scoring.score_file`); `columns`: prediction, target, input, id."""
-    from .plugins import installed_plugins
+    """Score a file of predictions (see `ftkit.scoring.score_file`); `columns`: prediction, target, input, id.
+
+    `options` are those of an evaluator that is given by name, such as ["ignore_case=true"].
+    """
+    from .recipe import make_plugin
     from .scoring import score_file
 
-    if isinstance(evaluator, str):
-        evaluator = installed_plugins().resolve("evaluator", evaluator)()
-    return Run(score_file(Path(predictions), [evaluator], Path(out), name, columns))  # type: ignore[list-item]
+    if options and not isinstance(evaluator, str):
+        raise InputError("`options` are for an evaluator given by its name: this one was made with its own")
+    chosen = make_plugin("evaluator", evaluator, options) if isinstance(evaluator, str) else evaluator
+    return Run(score_file(Path(predictions), [chosen], Path(out), name, columns))
 
 
 def make_report(*runs: str | Path | Run, out: str | Path, anyway: bool = False) -> Report:

@@ -145,7 +145,7 @@ class Generation(Record):
 class Measurement(Record):
     """One thing to measure, stored in a folder of its own name: a model on a split.
 
-    `generation` None means the recipe's settings. `examples` None means the whole split as the
+    `generation` None means the recipe's settings; `loss` asks for the teacher-forced loss as well. `examples` None means the whole split as the
     recipe prompts it; a few-shot control or a sample of training rows gives its own examples.
     `control` marks a measurement that is not like for like (another prompt, other rows): the report
     shows it beside the rest and computes no delta with it.
@@ -157,6 +157,7 @@ class Measurement(Record):
     generation: Generation | None = None
     examples: tuple[Example, ...] | None = None
     control: bool = False
+    loss: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Rendered(Record):
     """One training example as the model sees it: `tokens[i]` has id `ids[i]` and is learned where `learned[i]`.
 
     The three tuples have one length, in tokens; `n_prompt` of them belong to the prompt.
-    `truncated` counts tokens cut off by the sequence limit: (of the prompt, of the target).
+    `truncated` counts tokens cut off by the sequence limit: (of the prompt, of the target). A `finding` of
+    level error says why this example must not be trained on: no run starts with one in its training rows.
     """
 
     example_id: str
@@ -174,6 +176,7 @@ class Rendered(Record):
     learned: tuple[bool, ...]
     n_prompt: int
     truncated: tuple[int, ...] = (0, 0)
+    finding: Finding | None = None
 
 
 # ---------------------------------------------------------------- what comes back
@@ -184,7 +187,8 @@ class Prediction(Record):
     """One answer. A failed request carries `error` and is never scored as an empty answer.
 
     `finish_reason` is stop, length or error; `latency` is in seconds (of the whole batch, where one
-    was generated together, divided by its size); token counts exclude padding.
+    was generated together, divided by its size); token counts exclude padding; `usd` is what the
+    answer cost, where it cost anything.
     """
 
     example_id: str
@@ -195,6 +199,7 @@ class Prediction(Record):
     tokens_out: int | None = None
     latency: float | None = None
     error: str | None = None
+    usd: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +281,10 @@ class RunRecord(Record):
 class System(Record):
     """One row of the report's table: a model as measured, with what it cost.
 
-    `seconds` and `usd` are those of making and measuring it; `role` is baseline, tuned or control;
-    `settings` is what must agree before two systems may be compared.
+    `seconds` is measuring, `train_seconds` training; `usd` is both together, `train_usd` the training;
+    `n_predictions` counts the answers that were asked for. `role` is baseline, tuned, control, external
+    or extra; `settings` is what must agree before two systems may be compared; `info` holds what the
+    backend says of the model (`lives`: where, `until`: until when, `usd_per_hour`: what its machine costs).
     """
 
     name: str
@@ -290,11 +297,14 @@ class System(Record):
     seconds: float | None = None  # measuring
     train_seconds: float | None = None
     usd: float | None = None
+    train_usd: float | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
     peak_memory: int | None = None  # bytes
+    n_predictions: int = 0
     n_failed: int = 0
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,38 +26,46 @@ from .records import Measurement, StageRecord
 from .store import RunContext, list_runs, read_json, utc_now, write_atomic, write_json
 
 # What a copied baseline consists of; its scores are made anew, by this run's own evaluators.
-_PREDICTION_FILES = ("predictions.jsonl", "plan.json", "key.json", "cost.json", "examples.jsonl")
+_PREDICTION_FILES = (
+    "predictions.jsonl", "timings.jsonl", "losses.jsonl", "plan.json", "key.json", "cost.json", "examples.jsonl",
+)  # fmt: skip
 
 
-def start(recipe: Recipe, out: Path, console: Console, reuse: bool = True) -> RunContext:
+def start(recipe: Recipe, out: Path, console: Console, reuse: bool = True, yes: bool = False) -> RunContext:
     """Run a recipe in a new directory under `out`. Raises FtkitError; what was done is kept and resumable.
 
-    `reuse` allows copying the baseline's predictions from another run in `out` that has the same key.
+    `reuse` allows copying the baseline's predictions from another run in `out` that has the same key;
+    `yes` spends the estimated price without asking.
     """
     run = RunContext.create(out, recipe.name)
     write_atomic(run.path("recipe.yaml"), recipe.to_yaml())
     run.recipe = recipe
     try:
-        return _Execution(run, console, reuse).go()
+        return _Execution(run, console, reuse, yes).go()
     except InputError:
         if not run.path("lock.json").exists():  # nothing was spent: leave nothing behind
             shutil.rmtree(run.dir, ignore_errors=True)
         raise
 
 
-def resume(directory: str | Path, console: Console) -> RunContext:
-    """Go on with an unfinished run from its directory alone; finished stages are not repeated."""
+def resume(directory: str | Path, console: Console, yes: bool = False, create_again: bool = False) -> RunContext:
+    """Go on with an unfinished run from its directory alone; finished stages are not repeated.
+
+    `create_again` is the user's word, for a remote job in doubt, that the provider has none.
+    """
     run = RunContext.open(directory)
     if run.record().kind != "run" or not run.path("recipe.yaml").exists():
         raise InputError(f"{run.dir} cannot be resumed: it holds no recipe", "run the recipe again")
     if run.record().status == "done":
         return run
-    return _Execution(run, console, reuse=True).go()
+    if create_again:
+        run.save_state(create_again=True)
+    return _Execution(run, console, reuse=True, yes=yes).go()
 
 
 class _Execution:
-    def __init__(self, run: RunContext, console: Console, reuse: bool) -> None:
-        self.run, self.console, self.reuse = run, console, reuse
+    def __init__(self, run: RunContext, console: Console, reuse: bool, yes: bool) -> None:
+        self.run, self.console, self.reuse, self.yes = run, console, reuse, yes
         self.recipe = run.recipe
         self.backend: Backend = self.recipe.backend.make()
         self.evaluators = [ref.make() for ref in self.recipe.evaluators]
@@ -84,6 +92,9 @@ class _Execution:
             except KeyboardInterrupt:
                 self.failed("interrupted", "interrupted")
                 raise Interrupted(f"interrupted in {run.dir}", f"go on with: ftkit run --resume {run.dir}") from None
+            except Interrupted as detached:  # a backend left a remote job that goes on without this process
+                self.failed("interrupted", detached.message)
+                raise
             except Exception as error:
                 self.failed(
                     "failed", str(error) if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}"
@@ -107,6 +118,7 @@ class _Execution:
                 self.console.say(f"  note: {finding.message}")
         for text in found.warnings:
             self.warn(text)
+        confirm_price([found.estimate], self.console, self.yes)
         self.run.save_task(found.task)
         self.run.task = found.task
         write_json(self.run.path("audit.json"), {**found.audit, "estimate": found.estimate})
@@ -180,7 +192,10 @@ class _Execution:
         for measurement in measurements:
             if reuse:
                 self.reuse_predictions(backend, measurement)
-        return measure_all(self.run, backend, measurements, self.evaluators, self.console.progress)
+        stats = measure_all(self.run, backend, measurements, self.evaluators, self.console.progress)
+        costs = [read_json(self.run.path(name, "cost.json")) for name in names]
+        usd = [c["usd"] for c in costs if c.get("usd") is not None and "reused_from" not in c]
+        return {**stats, "usd": sum(usd)} if usd else stats
 
     def reuse_predictions(self, backend: Backend, measurement: Measurement) -> None:
         """Copy the predictions of another run beside this one that asked the same model the same things."""
@@ -220,6 +235,8 @@ class _Execution:
             )
         elif event["event"] == "warning":
             self.warn(event["message"])
+        elif event["event"] == "note":
+            self.console.say(f"  {event['message']}")
         self.observers.tell("ftkit_metrics_logged", run=self.run, event=event)
 
     def warn(self, text: str) -> None:
@@ -240,6 +257,22 @@ class _Execution:
     def save_stage(self, stage: StageRecord) -> None:
         with self.lock:
             self.save(stages=(*(s for s in self.record.stages if s.name != stage.name), stage))
+
+
+def confirm_price(estimates: Sequence[dict[str, Any]], console: Console, yes: bool) -> None:
+    """Show what runs are estimated to cost, and ask before any of it is spent. Raises InputError on a no."""
+    priced = [e for e in estimates if (e.get("usd") or 0) > 0]
+    if not priced:
+        return
+    for estimate in priced:
+        console.say(f"  estimated price: {estimate['usd']:.2f} USD. {estimate.get('usd_detail', '')}".rstrip())
+    total = sum(e["usd"] for e in priced)
+    if yes or console.confirm(f"Spend about {total:.2f} USD?"):
+        return
+    raise InputError(
+        f"not started: it would cost about {total:.2f} USD, and nobody confirmed that; nothing was spent",
+        "confirm with --yes (in Python: yes=True)",
+    )
 
 
 def _spent(record: StageRecord, began: float) -> float:

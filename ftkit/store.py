@@ -255,6 +255,7 @@ class RunContext:
     # ---- measurements
 
     def predictions(self, name: str) -> list[Prediction]:
+        """Return the answers in example order; how long each took is in NAME/timings.jsonl."""
         return [Prediction.from_dict(row) for row in read_jsonl(self.path(name, "predictions.jsonl"))]
 
     def scores(self, name: str) -> list[Score]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ftkit.api import Backend, Evaluator, Options, Session, Tracker
-from ftkit.errors import InputError
+from ftkit.errors import InputError, Interrupted
 from ftkit.hookspecs import hookimpl
 from ftkit.records import Example, Finding, Generation, Measurement, Metric, ModelRef, Prediction, Rendered, Score, Task
 from ftkit.stats import mean_metrics
@@ -50,6 +50,9 @@ class FakeOptions(Options):
     refuse: str = ""  # an error that `check` finds
     warn: str = ""
     extras: bool = False  # measure some training rows as well
+    losses: bool = False  # those with their teacher-forced loss
+    usd: float = 0.0  # what the run is estimated to cost
+    usd_per_answer: float | None = None
 
 
 class FakeBackend(Backend):
@@ -62,7 +65,7 @@ class FakeBackend(Backend):
         return found + ([Finding("warning", self.options.warn)] if self.options.warn else [])
 
     def estimate(self, task: Task | None) -> dict[str, Any]:
-        return {"seconds": 1.5, "memory_bytes": 1_000_000}
+        return {"seconds": 1.5, "memory_bytes": 1_000_000, "usd": self.options.usd}
 
     def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
         for e in examples:
@@ -85,6 +88,9 @@ class FakeBackend(Backend):
             run.save_state(step=step)
             if step == 2 and _knob("train") == "interrupt":
                 raise KeyboardInterrupt
+            if step == 2 and _knob("train") == "detach" and not run.state.get("create_again"):
+                run.log("note", message="the remote job goes on")
+                raise Interrupted("left the job job-1", "look again later")
             if step == 2 and _knob("train") == "crash":
                 raise RuntimeError("the fake trainer broke")
             if step == 2 and _knob("train") == "input":
@@ -108,7 +114,8 @@ class FakeBackend(Backend):
 
     def measurements(self, task: Task, tuned: ModelRef | None) -> Iterable[Measurement]:
         if self.options.extras and tuned is not None:
-            yield Measurement("tuned-train-rows", tuned, "train", examples=task.train[:4], control=True)
+            loss = bool(self.options.losses)
+            yield Measurement("tuned-train-rows", tuned, "train", examples=task.train[:4], control=True, loss=loss)
 
 
 class FakeSession(Session):
@@ -135,10 +142,15 @@ class FakeSession(Session):
             fails = True
         if self.rule and self.options.fail_tuned:
             fails = fails or int(example.id.split("-")[-1]) < self.options.fail_tuned
+        usd = self.options.usd_per_answer
         if fails:
             return Prediction(example.id, "", sample, "error", error="the fake server said 503")
         right = example.input.upper() if self.rule and _chance(example.id) < self.rule["skill"] else example.input
-        return Prediction(example.id, right + company, sample, "stop", len(example.input.split()), len(right.split()))
+        words = len(example.input.split()), len(right.split())
+        return Prediction(example.id, right + company, sample, "stop", *words, latency=time.monotonic(), usd=usd)
+
+    def loss(self, batch: Sequence[Example]) -> list[float]:
+        return [len(e.targets[0]) / 100 for e in batch]
 
     def stats(self) -> dict[str, Any]:
         return {"peak_memory": 4096, "device": "fake"}

@@ -135,14 +135,17 @@ def _read(run: RunContext, record: RunRecord, stage: str, label: str) -> _Measur
         seconds=cost.get("seconds"),
         train_seconds=train.seconds if train and is_tuned else None,
         usd=_add(cost.get("usd"), train.usd if train and is_tuned else None),
+        train_usd=train.usd if train and is_tuned else None,
         tokens_in=cost.get("tokens_in"),
         tokens_out=cost.get("tokens_out"),
         peak_memory=max(
             filter(None, [cost.get("peak_memory"), train.meta.get("peak_memory") if train and is_tuned else None]),
             default=None,
         ),
+        n_predictions=cost.get("n_predictions", 0),
         n_failed=cost.get("n_failed", 0),
         settings=data.get("settings", {}),
+        info=model.meta if model else {},
     )
     own = run.path(stage, "examples.jsonl")
     examples = (

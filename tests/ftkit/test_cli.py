@@ -285,6 +285,6 @@ def test_the_predictions_on_disk_are_the_contract(
             "finish_reason",
             "tokens_in",
             "tokens_out",
-            "latency",
+            "usd",
             "error",
         }
