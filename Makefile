@@ -9,13 +9,22 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint soak bench test-aimock clean
 
 demo: $(INSTALLED)
 	$(BIN)/ftkit run recipes/quickstart.yaml
 
+# Two tests at a time, each with one thread; the tests of one file stay together and share what they make.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# A hundred runs, each killed at a random moment and resumed (about ten minutes); docs/survival.md has a result.
+soak: $(INSTALLED)
+	$(BIN)/python tests/soak.py
+
+# Ratios against a peer in the same run (about an hour); docs/performance.md has the results.
+bench: $(INSTALLED)
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
