@@ -1,0 +1,31 @@
+"""Errors as OpenAI's API words them: a status, and {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer other than success; `param` names the field at fault, `code` is for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        type: str = "invalid_request_error",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body: dict[str, Any] = {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
+def not_found(what: str, id: str, param: str) -> ApiError:
+    return ApiError(404, f"No such {what}: {id}", "not_found", param)
+
+
+def model_not_found(id: str) -> ApiError:
+    return ApiError(
+        404, f"The model `{id}` does not exist or you do not have access to it.", "model_not_found", "model"
+    )

@@ -1,0 +1,205 @@
+"""/v1/files and /v1/uploads."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, get_args
+
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+from fastapi.responses import FileResponse
+
+from .app import Server
+from .errors import ApiError, not_found
+from .store import Doc, new_id, now, public
+from .wire import CompleteUpload, CreateUpload, FilePurpose
+
+router = APIRouter()
+_UPLOAD_LIVES = 3600  # seconds, as at OpenAI
+
+
+def of(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+@router.post("/files")
+def create_file(
+    request: Request,
+    file: Annotated[UploadFile, File()],
+    purpose: Annotated[str, Form()],
+    anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
+    seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000)] = None,
+) -> Doc:
+    if purpose not in get_args(FilePurpose):
+        raise ApiError(
+            400, f"'{purpose[:40]}' is not one of {list(get_args(FilePurpose))}.", "invalid_value", "purpose"
+        )
+    server = of(request)
+    if (file.size or 0) > server.max_upload:
+        raise ApiError(
+            413,
+            f"The file is larger than {server.max_upload >> 20} MB: send it as an upload in parts.",
+            "file_too_large",
+            "file",
+        )
+    return server.files.add(file.filename or "file", purpose, file.file, expires_after=seconds)
+
+
+@router.get("/files")
+def list_files(
+    request: Request,
+    purpose: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: str = "desc",
+    after: str | None = None,
+) -> Doc:
+    def wanted(doc: Doc) -> bool:
+        return purpose in (None, doc["purpose"]) and doc.get("expires_at", now() + 1) > now()
+
+    return of(request).store.page("file", limit, after, oldest_first=order == "asc", where=wanted)
+
+
+@router.get("/files/{id}")
+def retrieve_file(request: Request, id: str) -> Doc:
+    return public(of(request).files.get(id))
+
+
+@router.get("/files/{id}/content")
+def file_content(request: Request, id: str) -> FileResponse:
+    files = of(request).files
+    doc = files.get(id)
+    return FileResponse(files.path(doc["id"]), media_type="application/octet-stream")
+
+
+@router.delete("/files/{id}")
+def delete_file(request: Request, id: str) -> Doc:
+    of(request).files.delete(id)
+    return {"id": id, "object": "file", "deleted": True}
+
+
+# ---- uploads in parts
+
+
+@router.post("/uploads")
+def create_upload(request: Request, body: CreateUpload) -> Doc:
+    server = of(request)
+    if body.bytes > 16 * server.max_upload:
+        raise ApiError(413, f"An upload has at most {16 * server.max_upload >> 20} MB.", "file_too_large", "bytes")
+    doc: Doc = {
+        "id": new_id("upload_"),
+        "object": "upload",
+        "bytes": body.bytes,
+        "created_at": now(),
+        "filename": body.filename,
+        "purpose": body.purpose,
+        "status": "pending",
+        "expires_at": now() + _UPLOAD_LIVES,
+        "_expires_after": body.expires_after.seconds if body.expires_after else None,
+    }
+    return public(server.store.add("upload", doc))
+
+
+@router.post("/uploads/{id}/parts")
+def add_part(request: Request, id: str, data: Annotated[UploadFile, File()]) -> Doc:
+    server = of(request)
+    upload = _pending(server, id)
+    sent = sum(part["_bytes"] for part in server.store.every("part", parent=id))
+    if sent + (data.size or 0) > upload["bytes"]:
+        raise ApiError(
+            400,
+            f"The parts hold more than the {upload['bytes']} bytes that the upload was made for.",
+            "invalid_upload",
+            "data",
+        )
+    part = new_id("part_")
+    size = server.files.write(part, data.file)
+    doc = {"id": part, "object": "upload.part", "created_at": now(), "upload_id": id, "_bytes": size}
+    return public(server.store.add("part", doc, parent=id))
+
+
+@router.post("/uploads/{id}/complete")
+def complete_upload(request: Request, id: str, body: CompleteUpload) -> Doc:
+    server = of(request)
+    upload = _pending(server, id)
+    parts = {part["id"]: part for part in server.store.every("part", parent=id)}
+    if unknown := [part for part in body.part_ids if part not in parts]:
+        raise ApiError(400, f"The upload has no part {unknown[0]!r}.", "invalid_upload", "part_ids")
+    if len(set(body.part_ids)) != len(body.part_ids):
+        raise ApiError(400, "A part is named twice.", "invalid_upload", "part_ids")
+    total = sum(parts[part]["_bytes"] for part in body.part_ids)
+    if total != upload["bytes"]:
+        raise ApiError(
+            400,
+            f"The parts hold {total} bytes, and the upload was made for {upload['bytes']}.",
+            "invalid_upload",
+            "part_ids",
+        )
+    file = new_id("file-")
+    digest = hashlib.md5(usedforsecurity=False)
+    with _Chain([server.files.path(part) for part in body.part_ids], digest) as whole:
+        server.files.write(file, whole)
+    if body.md5 is not None and body.md5.lower() != digest.hexdigest():
+        server.files.discard([file])
+        raise ApiError(400, "The md5 checksum does not match what was uploaded.", "invalid_upload", "md5")
+    with server.store.together():
+        done = server.store.update("upload", id, ("pending",), status="completed")
+        if done is None:
+            raise _ended(server, id)
+        made = server.files.register(file, upload["filename"], upload["purpose"], upload["_expires_after"])
+        server.store.update("upload", id, file=made)
+    server.files.discard(parts)
+    return public({**done, "file": made})
+
+
+@router.post("/uploads/{id}/cancel")
+def cancel_upload(request: Request, id: str) -> Doc:
+    server = of(request)
+    _pending(server, id)
+    done = server.store.update("upload", id, ("pending",), status="cancelled")
+    if done is None:
+        raise _ended(server, id)
+    server.files.discard(part["id"] for part in server.store.every("part", parent=id))
+    return public(done)
+
+
+def _pending(server: Server, id: str) -> Doc:
+    upload = server.store.get("upload", id)
+    if upload is None:
+        raise not_found("upload", id, "upload_id")
+    if upload["status"] == "pending" and upload["expires_at"] <= now():
+        server.store.update("upload", id, ("pending",), status="expired")
+    if server.store.get("upload", id)["status"] != "pending":
+        raise _ended(server, id)
+    return upload
+
+
+def _ended(server: Server, id: str) -> ApiError:
+    upload = server.store.get("upload", id)
+    return ApiError(400, f"The upload is {upload['status'] if upload else 'gone'}.", "invalid_upload", "upload_id")
+
+
+class _Chain:
+    """Several files read as one, with a checksum over all: read() for `shutil.copyfileobj`."""
+
+    def __init__(self, paths: list[Any], digest: Any) -> None:
+        self.paths, self.digest, self.file = list(paths), digest, None
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
+
+    def read(self, size: int) -> bytes:
+        while True:
+            if self.file is None:
+                if not self.paths:
+                    return b""
+                self.file = open(self.paths.pop(0), "rb")  # noqa: SIM115
+            data = self.file.read(size)
+            if data:
+                self.digest.update(data)
+                return data
+            self.file.close()
+            self.file = None

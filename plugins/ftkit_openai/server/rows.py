@@ -1,0 +1,103 @@
+"""A file of chats: check every line before anything is trained, and turn it into training examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ftkit.records import Example, Message
+
+MIN_EXAMPLES = 10  # as OpenAI asks for
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_SHOWN = 10  # problems that a message lists; it gives the count of the rest
+
+
+class BadFile(Exception):
+    """The file cannot be trained on: `code` for programs, and a message with line numbers."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def read_examples(path: Path, name: str, minimum: int = 0) -> list[Example]:
+    """Return the examples of a JSON Lines file of chats; `name` is what messages call it ("training file").
+
+    Each assistant turn whose weight is not 0 becomes one example: what came before it, and the answer.
+    Raises BadFile with every problem's line.
+    """
+    examples: list[Example] = []
+    problems: list[str] = []
+    lines = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                lines += 1
+                try:
+                    examples += _examples(json.loads(line), number)
+                except (ValueError, RecursionError) as error:
+                    problems.append(f"Line {number}: {_why(error)}")
+    except UnicodeDecodeError:
+        raise BadFile("invalid_file_format", f"The {name} is not UTF-8.") from None
+    except OSError:
+        raise BadFile("file_not_found", f"The {name} is gone: it was deleted.") from None
+    if problems:
+        rest = f" (and {len(problems) - _SHOWN} more lines)" if len(problems) > _SHOWN else ""
+        raise BadFile(
+            "invalid_file_format",
+            f"The job failed due to a file format error in the {name}. {' '.join(problems[:_SHOWN])}{rest}",
+        )
+    if lines < minimum:
+        raise BadFile(
+            "invalid_n_examples", f"The {name} has {lines} example(s), but must have at least {minimum} examples."
+        )
+    return examples
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at column {error.colno}."
+    return "nested too deeply." if isinstance(error, RecursionError) else str(error)
+
+
+def _examples(row: Any, number: int) -> Iterator[Example]:
+    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
+        raise ValueError('expected an object with a list "messages".')
+    turns: list[Message] = []
+    learned = 0
+    for index, message in enumerate(row["messages"], 1):
+        turn = read_message(message, f"message {index}")
+        weight = message.get("weight", 1)
+        if weight not in (0, 1) or (weight != 1 and turn.role != "assistant"):
+            raise ValueError(f'message {index}: "weight" must be 0 or 1, and only an assistant message has one.')
+        if turn.role == "assistant" and weight == 1:
+            if not turn.content.strip():
+                raise ValueError(f"message {index}: the assistant's answer is empty.")
+            if not turns:
+                raise ValueError(f"message {index}: nothing comes before the assistant's answer.")
+            learned += 1
+            yield Example(f"{number}.{index}", tuple(turns), (turn.content,), turns[-1].content)
+        turns.append(turn)
+    if not learned:
+        raise ValueError("example must have at least one message from the assistant.")
+
+
+def read_message(message: Any, where: str) -> Message:
+    """Return one chat turn; its content is text or a list of text parts. Raises ValueError."""
+    if not isinstance(message, dict):
+        raise ValueError(f"{where}: expected an object.")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise ValueError(f'{where}: "role" must be one of {", ".join(_ROLES)}, not {json.dumps(role)[:40]}.')
+    content = message.get("content")
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
+    ):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise ValueError(f'{where}: "content" must be text.')
+    return Message(_ROLES[role], content)

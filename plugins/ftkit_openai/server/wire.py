@@ -1,0 +1,129 @@
+"""What clients send: request bodies as models, with OpenAI's limits. An unknown field is an error that names it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16),
+]
+FilePurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ExpiresAfter(Body):
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
+
+
+class CreateUpload(Body):
+    filename: str
+    purpose: FilePurpose
+    bytes: int = Field(ge=0)
+    mime_type: str
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(Body):
+    part_ids: list[str]
+    md5: str | None = None
+
+
+class Hyperparameters(Body):
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+
+
+class Supervised(Body):
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class Method(Body):
+    type: Literal["supervised"]
+    supervised: Supervised = Supervised()
+
+
+class Wandb(Body):
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] = []
+
+
+class Integration(Body):
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
+class CreateJob(Body):
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    hyperparameters: Hyperparameters | None = None  # deprecated: `method` replaces it
+    method: Method | None = None
+    suffix: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
+    metadata: Metadata | None = None
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class PlainText(Body):
+    type: Literal["text"]
+
+
+class Chat(Body):
+    """A chat request. What no local model does here (tools, images, log probabilities) is refused, not ignored."""
+
+    model: str
+    messages: Annotated[list[Any], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # accepted, because they do not change what is answered
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    service_tier: str | None = None
+    # accepted only at the value that means "off"
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logprobs: Literal[False] | None = None
+    response_format: PlainText | None = None
+
+
+class CreateBatch(Body):
+    input_file_id: str
+    endpoint: str
+    completion_window: Literal["24h"]
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
+
+
+class BatchLine(Body):
+    custom_id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    method: Literal["POST"]
+    url: str
+    body: dict[str, Any]
