@@ -37,6 +37,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"needs {' and '.join(missing)}")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:  # one of several processes: tell the one that prints
+        output["lacking"] = _lacking
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for program, count in getattr(node, "workeroutput", {}).get("lacking", {}).items():
+        _lacking[program] = _lacking.get(program, 0) + count
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _lacking:
         terminalreporter.section("not run on this machine")
