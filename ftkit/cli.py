@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -109,10 +110,14 @@ def main() -> None:
 def _show(error: FtkitError, as_json: bool) -> None:
     from .console import escape
 
-    if as_json:
-        _print_json({"ok": False, "errors": [p.to_dict() for p in _problems(error)]})
     lead = "" if isinstance(error, Interrupted | RecipeError) else "error: "
-    click.echo(escape(f"{lead}{error}"), err=True)
+    try:
+        if as_json:
+            _print_json({"ok": False, "errors": [p.to_dict() for p in _problems(error)]})
+        click.echo(escape(f"{lead}{error}"), err=True)
+    except OSError:  # the terminal was closed, nobody reads: what counts is the exit status
+        for fd in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 def _problems(error: FtkitError) -> list[Problem]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .data import audit_warnings, load_task
+from .audit import audit_warnings
+from .data import load_task
 from .errors import FtkitError, Problem, RecipeError
 from .recipe import PluginRef, Recipe
 from .records import Finding, Task
@@ -48,21 +49,24 @@ def preflight(recipe: Recipe) -> Preflight:
     report: dict[str, Any] = {}
     try:
         task, report = load_task(recipe)
+    except RecipeError as error:
+        findings += [Finding("error", p.message, p.hint, p.key) for p in error.problems]
     except FtkitError as error:
         key = error.message.split(":")[0]
         findings.append(
             Finding("error", error.message, error.hint, key if key.startswith("dataset.") else "dataset.path")
         )
     findings += [Finding("warning", text) for text in audit_warnings(report)] if report else []
+    if report.get("dropped_from_train"):
+        findings.append(Finding("note", report["notes"][-1], key="dataset.drop_leaked"))
     backend = recipe.backend.make()
     for ref in (recipe.backend, *recipe.controls):
         findings += _checked(ref, task, "backend.plugin" if ref is recipe.backend else "controls")
     for ref in recipe.evaluators:
         if not isinstance(getattr(ref.make(), "primary", None), str):
             findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
-    if task is not None and not any(f.level == "error" for f in findings):
-        report["tokens"] = token_lengths(backend, task)
-        findings += _token_findings(report["tokens"])
+    if task is not None:
+        findings += _audit_tokens(recipe.backend, task, report, any(f.level == "error" for f in findings))
     try:
         estimate = backend.estimate(task)
     except Exception as error:  # an estimate that fails must not stop a run
@@ -85,39 +89,62 @@ def _checked(ref: PluginRef, task: Task | None, key: str) -> list[Finding]:
         ]
 
 
+def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], stopped: bool) -> list[Finding]:
+    """Add token lengths to the audit, or why they could not be had; `stopped`: an error is known already."""
+    try:
+        report["tokens"] = token_lengths(ref.make(), task)
+        return _token_findings(report["tokens"])
+    except FtkitError as error:
+        why, finding = error.message, Finding("error", error.message, error.hint, "backend")
+    except Exception as error:  # a stranger's plugin
+        why = f"{ref.kind} {ref.name!r}: render() raised {type(error).__name__}: {error}"
+        finding = Finding("error", why, key="backend.plugin")
+    report["tokens"] = {"not_checked": why}
+    # Whatever keeps the tokens from being shown keeps the model from being trained; it is told once.
+    return [Finding("note", f"not checked: token lengths ({why})")] if stopped else [finding]
+
+
 def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
     """Return per split median, p95 and max length in tokens, and how many examples lose tokens to the limit.
 
-    {"not_checked": why} where the backend cannot show tokens here.
+    Every example is rendered, as it would be learned: prompt and first target. {"not_checked": why} where the
+    backend shows no tokens.
     """
     import numpy as np
 
     lengths: dict[str, Any] = {}
     try:
-        for split in ("train", "validation"):
-            rendered = list(backend.render(task.splits.get(split, ())[:5000]))
-            if not rendered:
-                continue
-            sizes = np.array([len(r.ids) + sum(r.truncated) for r in rendered])
-            lengths[split] = {
-                "rendered": len(rendered),
-                "median": float(np.median(sizes)),
-                "p95": float(np.percentile(sizes, 95)),
-                "max": int(sizes.max()),
-                "lose_prompt_tokens": sum(r.truncated[0] > 0 for r in rendered),
-                "lose_target_tokens": sum(r.truncated[1] > 0 for r in rendered),
-                "learn_nothing": sum(not any(r.learned) for r in rendered),
-            }
+        for split, examples in task.splits.items():
+            sizes: list[int] = []
+            lose_prompt = lose_target = learn_nothing = 0
+            for rendered in backend.render(examples):
+                prompt, target = rendered.truncated
+                sizes.append(len(rendered.ids) + prompt + target)
+                lose_prompt += prompt > 0
+                lose_target += target > 0
+                learn_nothing += not any(rendered.learned)
+            if sizes:
+                lengths[split] = {
+                    "rendered": len(sizes),
+                    "median": float(np.median(sizes)),
+                    "p95": float(np.percentile(sizes, 95)),
+                    "max": max(sizes),
+                    "lose_prompt_tokens": lose_prompt,
+                    "lose_target_tokens": lose_target,
+                    "learn_nothing": learn_nothing,
+                }
     except NotImplementedError as error:
         return {"not_checked": str(error)}
     return lengths
 
 
 def _token_findings(lengths: dict[str, Any]) -> list[Finding]:
+    if "not_checked" in lengths:
+        return [Finding("note", f"not checked: token lengths ({lengths['not_checked']})")]
     findings = []
     for split, facts in lengths.items():
-        if not isinstance(facts, dict):
-            continue
+        if split == "test":
+            continue  # counted in the audit; but the answers are never learned, and generation has the whole context
         if facts["learn_nothing"]:
             findings.append(Finding("error", f"{split}: {facts['learn_nothing']} examples have no learned token",
                                     "look at one with `ftkit preview`"))  # fmt: skip
@@ -125,5 +152,5 @@ def _token_findings(lengths: dict[str, Any]) -> list[Finding]:
             count = facts[f"lose_{part}_tokens"]
             if count:
                 findings.append(Finding("warning", f"{split}: {count} of {facts['rendered']} examples lose {part} tokens to the "
-                                        "sequence limit", "raise backend.sequence_len"))  # fmt: skip
+                                        "sequence limit", "raise backend.sequence_len", "backend.sequence_len"))  # fmt: skip
     return findings

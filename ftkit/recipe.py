@@ -7,6 +7,7 @@ core's and the plugins' models, and reports all mistakes at once.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ from . import yaml_source
 from .api import Plugin
 from .errors import FtkitError, InputError, Problem, RecipeError
 from .plugins import Plugins, installed_plugins
-from .recipe_keys import DatasetKeys, Prompt, RecipeKeys
+from .recipe_keys import Columns, DatasetKeys, Prompt, RecipeKeys, Splits
 from .records import Generation
 from .validation import field_names, validate
 from .yaml_source import SET, KeyPath, Node, Unreadable, read_file, read_override, read_value
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 LOADER = "loader:"
+MAPPING = "recipe"  # the "file" that a recipe given as a mapping stands in
+MAX_PATH = 1000  # characters; longer text is no path
 # key of the recipe -> kind of the plugins named there
 PLUGIN_KEYS = {"backend": "backend", "evaluator": "evaluator", "controls": "backend", "tracking": "tracker"}
 
@@ -118,11 +121,13 @@ def load_recipe(
     overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
     check_modules: bool = True,
+    check_data: bool = False,
 ) -> Recipe:
     """Read a recipe from a file or a mapping, and change it by overrides such as "backend.lora_r=8".
 
     `check_modules` False accepts plugins whose required modules are missing here: enough to look at a
-    run that was made elsewhere. Raises RecipeError with every mistake at once.
+    run that was made elsewhere. `check_data` looks into local data files for the columns and splits that
+    the recipe names. Raises RecipeError with every mistake at once.
     """
     loader = _Loader(plugins if plugins is not None else installed_plugins(), check_modules)
     try:
@@ -131,6 +136,8 @@ def load_recipe(
         raise RecipeError([*loader.problems, error.problem]) from None
     path = None if isinstance(source, Mapping) else Path(source).absolute()
     recipe = loader.checked(root, path)
+    if check_data:
+        loader.check_data(root)
     if recipe is None or loader.problems:
         raise RecipeError(sorted(loader.problems, key=lambda p: (p.file or "", p.line or 0, p.column or 0)))
     return recipe
@@ -157,7 +164,7 @@ class _Loader:
 
     def merged(self, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str]) -> Node:
         if isinstance(source, Mapping):
-            root = self._layer(read_value(source, self.problems, Node(None, "recipe")), os.getcwd(), [])
+            root = self._layer(read_value(source, self.problems, Node(None, MAPPING)), os.getcwd(), [])
         else:
             root = self._file(os.fspath(source), [])
         changes = Node({}, SET)
@@ -269,6 +276,35 @@ class _Loader:
             root=root,
         )
 
+    def check_data(self, root: Node) -> None:
+        """Look for the columns and splits that the recipe names in local data, whatever else is wrong with it."""
+        dataset = root.value.get("dataset")
+        path = _plain_of(dataset, "path") if dataset else None
+        if dataset is None or path is None or not os.path.isabs(path) or "\0" in path:
+            return  # a loader, a hub id, or nothing: looked at when the data are read
+        from .data import missing_columns, missing_splits, named_columns
+        from .rows import column_names, local_files
+
+        empty, wrong = Node({}), [p.key or "" for p in self.problems]
+        try:
+            files = local_files(Path(path))
+            found: list[Problem] = []
+            splits = validate(Splits, _section(dataset, "splits") or empty, (), [])
+            if splits is not None:
+                found += missing_splits(files, dict(splits))
+            columns = validate(Columns, _section(dataset, "columns") or empty, (), [])
+            if columns is not None:
+                wanted = named_columns(columns).values()
+                have = {s: set.union(*(column_names(p, wanted) for p in part)) for s, part in files.items()}
+                found += missing_columns(columns, have)
+        except InputError as error:
+            place = dataset.value["path"]
+            found = [place.problem(error.message, ("dataset", "path"), error.hint)]
+        for problem in found:
+            key = tuple(int(part) if part.isdecimal() else part for part in (problem.key or "").split("."))
+            if problem.key not in wrong:
+                self.problems.append(problem if problem.line else root.at(key).problem(problem.message, key, problem.hint))
+
     def _without_loader(self, root: Node) -> tuple[Node, PluginRef | None]:
         """Take the loader's own options out of `dataset`, and check them."""
         dataset = root.value.get("dataset")
@@ -316,6 +352,7 @@ class _Loader:
             self.problems.append(named.problem(error.message, key, error.hint))
             return None
         also = field_names(DatasetKeys) if kind == "dataset" else ("plugin",)
+        options = _absolute_options(options, cls)
         built = validate(cls.Options, options, path, self.problems, also, f"{kind} {name!r}")
         if self.check_modules:
             try:
@@ -361,6 +398,38 @@ def _merge(parent: Node, child: Node) -> Node:
     for key, node in child.value.items():
         entries[key] = _merge(entries[key], node) if key in entries else node
     return replace(parent if child.file == SET else child, value=entries)
+
+
+def _section(node: Node, key: str) -> Node | None:
+    below = node.below(key)
+    return below if below is not None and isinstance(below.value, dict) else None
+
+
+def _absolute_options(options: Node, cls: type[Plugin]) -> Node:
+    """Return a plugin's options with the local paths among them made absolute: relative to the recipe that wrote them.
+
+    A path is what starts with ./ or ../ in any option; and, in the options that the plugin lists in `paths`,
+    what starts with ~ or exists beside the recipe.
+    """
+    may_be_path = getattr(cls.Options, "paths", ())
+    entries = {key: _absolute(node, key in may_be_path) for key, node in options.value.items()}
+    return replace(options, value=entries)
+
+
+def _absolute(node: Node, may_be_path: bool) -> Node:
+    if isinstance(node.value, list):
+        return replace(node, value=[_absolute(item, may_be_path) for item in node.value])
+    if isinstance(node.value, dict):
+        return replace(node, value={key: _absolute(item, may_be_path) for key, item in node.value.items()})
+    text = node.value
+    if not isinstance(text, str) or "\0" in text or len(text) > MAX_PATH:
+        return node
+    folder = os.path.dirname(os.path.abspath(node.file)) if node.file not in (None, SET, MAPPING) else os.getcwd()
+    there = os.path.normpath(os.path.join(folder, os.path.expanduser(text) if may_be_path else text))
+    beside = may_be_path and re.search("[/.]", text) is not None and os.path.exists(there)
+    if text.startswith(("./", "../")) or beside or (may_be_path and text.startswith("~")):
+        return replace(node, value=there)
+    return node
 
 
 def _absolute_path(node: Node, folder: str) -> Node:

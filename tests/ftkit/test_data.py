@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from ftkit.data import audit_warnings, load_task, read_file
+from ftkit.audit import audit_warnings
+from ftkit.data import load_task
 from ftkit.errors import InputError
 from ftkit.recipe import load_recipe
 from ftkit.records import Message, Task
+from ftkit.rows import read_file
 from ftkit.store import RunContext
 
 SAMSUM = Path(__file__).parents[3] / "shared" / "data" / "samsum"
@@ -279,8 +281,9 @@ def test_audit_counts(tmp_path: Path, task_of: Any) -> None:
     assert "test: 2 empty targets (id test-1, test-4)" in told
 
     clean, audit = task_of(tmp_path, drop_leaked=True)
-    assert [e.input for e in clean.train] == ["a", "a "]  # `""` is in test too
-    assert audit["dropped_from_train"] == 4 and clean.test == task.test and clean.validation == task.validation
+    assert [e.input for e in clean.train] == ["a", "a ", ""]  # an empty input is no leak
+    assert audit["dropped_from_train"] == 3 and audit["splits"]["train"]["rows"] == 3
+    assert clean.test == task.test and clean.validation == task.validation
     assert (
         clean.fingerprints["test"] == task.fingerprints["test"]
         and clean.fingerprints["train"] != task.fingerprints["train"]
