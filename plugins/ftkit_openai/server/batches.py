@@ -25,7 +25,7 @@ from .files import Files
 from .store import Doc, Store, new_id, now
 from .wire import BatchLine, Chat
 
-ACTIVE = ("validating", "in_progress", "finalizing", "cancelling")
+ACTIVE = ("cancelling", "finalizing", "in_progress", "validating")
 _MOST = 50_000  # lines of a file, as at OpenAI
 
 
@@ -70,7 +70,7 @@ class Batches:
     def _work(self) -> None:
         while not self._stop.is_set():
             self.wake.clear()
-            for batch in [doc for doc in self.store.every("batch") if doc["status"] in ACTIVE]:
+            for batch in self.store.waiting("batch", *ACTIVE):
                 try:
                     self._run(batch)
                 except _Invalid as error:

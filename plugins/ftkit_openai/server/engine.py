@@ -6,6 +6,7 @@ and bf16, text depends on the batch it is made in, and an answer must not depend
 
 from __future__ import annotations
 
+import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,9 +59,15 @@ class Engine:
         self.find(name)
         return self.pool.submit(self._answer, name, batch, generation)
 
-    def forget(self, name: str) -> None:
-        """Free a model that was deleted."""
-        self.pool.submit(self._unload, name)
+    def forget(self, model: Doc) -> None:
+        """Free a model that was deleted: its memory, and its weights where no checkpoint of the job is left."""
+
+        def work() -> None:
+            self._unload(model["id"])
+            if not any(other["_job"] == model["_job"] for other in self.store.every("model")):
+                shutil.rmtree(self.data / "jobs" / model["_job"] / "train", ignore_errors=True)
+
+        self.pool.submit(work)
 
     # ---- in the thread
 

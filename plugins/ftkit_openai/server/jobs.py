@@ -12,9 +12,11 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ftkit.errors import FtkitError, InputError
 from ftkit.recipe import load_recipe
 from ftkit.records import Example, RunRecord, Task
 from ftkit.store import RunContext, digest, read_json, utc_now, write_atomic, write_json
@@ -69,64 +71,64 @@ class Jobs:
     def _work(self) -> None:
         while not self._stop.is_set():
             self.wake.clear()
-            for job in [doc for doc in self.store.every("job") if doc["status"] in ACTIVE]:
-                self._guarded(job, self._advance)
+            if self._child is not None:
+                self._step(self._watch, self._child[0])
+            for job in self.store.waiting("job", "validating_files"):
+                self._step(self._validate, job["id"])
+            if self._child is None and (due := self.store.waiting("job", "running", "queued")):
+                self._step(self._train, due[0]["id"])
             self.wake.wait(0.1 if self._child else 5.0)
         self._end_child()
 
-    def _guarded(self, job: Doc, step: Any) -> None:
-        """Take one step; a defect of ours or of a plugin fails this job and never ends the thread."""
+    def _step(self, step: Callable[[Doc], None], id: str) -> None:
+        """Take one step; whatever goes wrong ends this job and never the thread."""
+        job = self.store.get("job", id)
+        assert job is not None
         try:
             step(job)
+        except BadFile as error:
+            self._fail(id, error.code, str(error), error.param)
         except Exception as error:
-            self._end_child()
-            self._fail(job["id"], "server_error", f"{type(error).__name__}: {error}")
-
-    def _advance(self, job: Doc) -> None:
-        mine = self._child is not None and self._child[0] == job["id"]
-        if job["status"] == "validating_files":
-            self._validate(job)
-        elif job["status"] == "running" and mine:
-            self._watch(job)
-        elif job["status"] == "paused" and mine:
-            self._end_child()
-        elif job["status"] in ("queued", "running") and self._child is None:
-            self._train(job)
-        if self._child is not None and mine and self.store.get("job", job["id"])["status"] not in ACTIVE:
-            self._end_child()
+            if self._child is not None and self._child[0] == id:
+                self._end_child()
+            message = error.message if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}"
+            self._fail(id, "server_error", message)
 
     def _validate(self, job: Doc) -> None:
-        id = job["id"]
-        try:
-            for name in ("training_file", "validation_file"):
-                if job[name]:
-                    self.event(id, f"Validating {name.replace('_', ' ')}: {job[name]}")
-            rows = len(self._examples(job)["train"])
-        except BadFile as error:
-            self._fail(id, error.code, str(error), "validation_file" if "validation" in str(error) else "training_file")
-            return
-        found = settled(self.models[job["model"]], job["_wanted"], rows)
+        for param in ("training_file", "validation_file"):
+            if job[param]:
+                self.event(job["id"], f"Validating {param.replace('_', ' ')}: {job[param]}")
+        rows = len(self._examples(job)["train"])
+        found = settled(self._model(job), job["_wanted"], rows)
         method = {"type": "supervised", "supervised": {"hyperparameters": found}}
-        if self.store.update("job", id, ("validating_files",), status="queued", hyperparameters=found, method=method):
-            self.event(id, "Files validated, moving job to queued state")
-            self.wake.set()
+        with self.store.together():
+            changes: Doc = {"status": "queued", "hyperparameters": found, "method": method}
+            if self.store.update("job", job["id"], ("validating_files",), **changes):
+                self.event(job["id"], "Files validated, moving job to queued state")
+
+    def _model(self, job: Doc) -> ServedModel:
+        if job["model"] not in self.models:
+            raise InputError(f"The model {job['model']} is no longer served here.")
+        return self.models[job["model"]]
 
     def _examples(self, job: Doc) -> dict[str, list[Example]]:
-        found = {"train": read_examples(self.files.path(job["training_file"]), "training file", MIN_EXAMPLES)}
+        found = {"train": read_examples(self.files.path(job["training_file"]), "training_file", MIN_EXAMPLES)}
         if job["validation_file"]:
-            found["validation"] = read_examples(self.files.path(job["validation_file"]), "validation file", 1)
+            found["validation"] = read_examples(self.files.path(job["validation_file"]), "validation_file", 1)
         return found
 
     def _train(self, job: Doc) -> None:
         """Start the child, or finish at once where an earlier child had handed over the model."""
         run = self._run_of(job)
-        if run is None:
+        with self.store.together():
+            if not self.store.update("job", job["id"], ("queued", "running"), status="running", _started=True):
+                return
+            if not job["_started"]:
+                self.event(job["id"], "Fine-tuning job started")
+        if run.model() is not None:
+            self._tell(job, run)
+            results.finish(self, job, run)
             return
-        if not self.store.update("job", job["id"], ("queued", "running"), status="running"):
-            return
-        if not job["_started"]:
-            self.store.update("job", job["id"], _started=True)
-            self.event(job["id"], "Fine-tuning job started")
         run.path("train", "error.json").unlink(missing_ok=True)
         with open(run.path("debug.log"), "ab") as log:
             child = subprocess.Popen(
@@ -139,16 +141,12 @@ class Jobs:
             )
         self._child = (job["id"], child)
 
-    def _run_of(self, job: Doc) -> RunContext | None:
-        """Return the job's run directory, made if need be; None where its files turned out bad meanwhile."""
+    def _run_of(self, job: Doc) -> RunContext:
+        """Return the job's run directory, made if need be."""
         directory = self.folder / job["id"]
         if (directory / "run.json").exists():
             return RunContext.open(directory)
-        try:
-            splits = {name: tuple(rows) for name, rows in self._examples(job).items()}
-        except BadFile as error:
-            self._fail(job["id"], error.code, str(error), "training_file")
-            return None
+        splits = {name: tuple(rows) for name, rows in self._examples(job).items()}
         directory.mkdir(exist_ok=True)
         run = RunContext(directory)
         recipe = load_recipe(
@@ -156,7 +154,7 @@ class Jobs:
                 "name": job["id"],
                 "seed": job["seed"],
                 "dataset": {"path": str(self.files.path(job["training_file"])), "columns": {"messages": "messages"}},
-                "backend": training_backend(self.models[job["model"]], job["hyperparameters"]),
+                "backend": training_backend(self._model(job), job["hyperparameters"], len(splits["train"])),
                 "evaluator": "exact-match",
             }
         )
@@ -168,9 +166,13 @@ class Jobs:
         return RunContext.open(directory)
 
     def _watch(self, job: Doc) -> None:
-        """Tell of new steps, and end the job when its child has ended."""
+        """Tell of new steps; end the child where the job is no longer wanted, and the job where the child ended."""
         assert self._child is not None
         child = self._child[1]
+        # Paused and resumed at once: the child never stopped.
+        if self.store.update("job", job["id"], ("queued", "running"), status="running") is None:
+            self._end_child()
+            return
         ended = child.poll() is not None  # asked first: what it logged before it ended is read below
         run = RunContext.open(self.folder / job["id"])
         self._tell(job, run)

@@ -14,6 +14,7 @@ from ftkit.errors import InputError
 from ftkit.plugins import installed_plugins
 from ftkit.yaml_source import nearest
 
+_CHECKPOINTS = 3  # of the last epochs, the end included, as at OpenAI
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
@@ -129,11 +130,19 @@ def settled(model: ServedModel, wanted: Mapping[str, Any], rows: int) -> dict[st
     return {key: value if wanted.get(key, "auto") == "auto" else wanted[key] for key, value in auto.items()}
 
 
-def training_backend(model: ServedModel, settled: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the backend section of a recipe for these hyperparameters."""
+def training_backend(model: ServedModel, settled: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return the backend section of a recipe for these hyperparameters and this many training examples.
+
+    A backend with an option `snapshots` keeps the model of the last epochs: the job's checkpoints.
+    """
     options = make_backend("", model.backend).options
     entry = dict(model.backend)
     for hyperparameter, option in model.options.items():
         value = settled[hyperparameter]
         entry[option] = getattr(options, option) * value if hyperparameter == "learning_rate_multiplier" else value
+    if hasattr(options, "snapshots"):
+        batches = -(-rows // settled["batch_size"])
+        steps = -(-batches // getattr(options, "gradient_accumulation_steps", 1))
+        epochs = range(max(1, settled["n_epochs"] - _CHECKPOINTS + 1), settled["n_epochs"])
+        entry["snapshots"] = [steps * epoch for epoch in epochs]
     return entry

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from .errors import ApiError, not_found
+from .errors import ApiError
 from .jobs import ACTIVE, ORGANISATION
 from .routes_files import of
 from .store import Doc, new_id, now, public
@@ -139,6 +139,3 @@ def _change(request: Request, id: str, when: tuple[str, ...], status: str, messa
         server.jobs.event(id, message)
     server.jobs.wake.set()
     return public(job)
-
-
-__all__ = ["not_found", "router"]

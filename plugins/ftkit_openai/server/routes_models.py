@@ -34,7 +34,7 @@ def delete_model(request: Request, name: str) -> Doc:
     if doc is None:
         raise ApiError(403, "A base model cannot be deleted.", "permission_denied", "model")
     server.store.delete("model", name)
-    server.engine.forget(name)
+    server.engine.forget(doc)
     return {"id": name, "object": "model", "deleted": True}
 
 

@@ -15,19 +15,20 @@ _SHOWN = 10  # problems that a message lists; it gives the count of the rest
 
 
 class BadFile(Exception):
-    """The file cannot be trained on: `code` for programs, and a message with line numbers."""
+    """The file cannot be trained on: a code for programs, a message with line numbers, the job's field at fault."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, param: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.param = code, param
 
 
-def read_examples(path: Path, name: str, minimum: int = 0) -> list[Example]:
-    """Return the examples of a JSON Lines file of chats; `name` is what messages call it ("training file").
+def read_examples(path: Path, param: str, minimum: int) -> list[Example]:
+    """Return the examples of a JSON Lines file of chats; `param` is the job's field that names the file.
 
     Each assistant turn whose weight is not 0 becomes one example: what came before it, and the answer.
     Raises BadFile with every problem's line.
     """
+    name = param.replace("_", " ")
     examples: list[Example] = []
     problems: list[str] = []
     lines = 0
@@ -42,19 +43,16 @@ def read_examples(path: Path, name: str, minimum: int = 0) -> list[Example]:
                 except (ValueError, RecursionError) as error:
                     problems.append(f"Line {number}: {_why(error)}")
     except UnicodeDecodeError:
-        raise BadFile("invalid_file_format", f"The {name} is not UTF-8.") from None
-    except OSError:
-        raise BadFile("file_not_found", f"The {name} is gone: it was deleted.") from None
+        raise BadFile("invalid_file_format", f"The {name} is not UTF-8.", param) from None
+    except FileNotFoundError:
+        raise BadFile("file_not_found", f"The {name} was deleted.", param) from None
     if problems:
         rest = f" (and {len(problems) - _SHOWN} more lines)" if len(problems) > _SHOWN else ""
-        raise BadFile(
-            "invalid_file_format",
-            f"The job failed due to a file format error in the {name}. {' '.join(problems[:_SHOWN])}{rest}",
-        )
+        message = f"The job failed due to a file format error in the {name}. {' '.join(problems[:_SHOWN])}{rest}"
+        raise BadFile("invalid_file_format", message, param)
     if lines < minimum:
-        raise BadFile(
-            "invalid_n_examples", f"The {name} has {lines} example(s), but must have at least {minimum} examples."
-        )
+        message = f"The {name} has {lines} example(s), but must have at least {minimum} examples."
+        raise BadFile("invalid_n_examples", message, param)
     return examples
 
 

@@ -47,6 +47,7 @@ class Store:
             "id TEXT NOT NULL, parent TEXT NOT NULL, doc TEXT NOT NULL, UNIQUE (kind, id))"
         )
         self._db.execute("CREATE INDEX IF NOT EXISTS family ON objects (kind, parent, seq)")
+        self._db.execute("CREATE INDEX IF NOT EXISTS state ON objects (kind, doc ->> '$.status', seq)")
 
     def close(self) -> None:
         with self._lock:
@@ -97,6 +98,13 @@ class Store:
             rows = self._db.execute(
                 "SELECT doc FROM objects WHERE kind = ? AND parent = ? ORDER BY seq", (kind, parent)
             ).fetchall()
+        return [json.loads(row[0]) for row in rows]
+
+    def waiting(self, kind: str, *statuses: str) -> list[Doc]:
+        """Return the objects of a kind in one of these states: those of the first state first, each oldest first."""
+        query = "SELECT doc FROM objects WHERE kind = ? AND doc ->> '$.status' = ? ORDER BY seq"
+        with self._lock:
+            rows = [row for status in statuses for row in self._db.execute(query, (kind, status)).fetchall()]
         return [json.loads(row[0]) for row in rows]
 
     def page(

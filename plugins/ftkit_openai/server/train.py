@@ -6,16 +6,20 @@ last checkpoint. It ends when its parent does: the parent holds the other end of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ftkit.api import Backend
-from ftkit.errors import FtkitError
+from ftkit.errors import FtkitError, InputError
 from ftkit.records import ModelRef
 from ftkit.store import RunContext, write_json
 
+_PATIENCE = 20.0  # seconds
 _MEASURED = 64  # validation rows whose loss is computed at the end
 
 
@@ -33,7 +37,7 @@ def end_with_parent() -> None:
 def train(directory: Path) -> None:
     """Write train/model.json in the run directory, and train/valid.json where there are validation rows."""
     run = RunContext.open(directory)
-    with run.exclusive():
+    with _exclusive(run):
         run.log_rows()  # cuts a line that a killed process left half-written
         backend: Backend = run.recipe.backend.make()
         model = backend.train(run.task, run)
@@ -41,6 +45,22 @@ def train(directory: Path) -> None:
         if loss is not None:
             write_json(run.path("train", "valid.json"), {"valid_loss": loss})
         write_json(run.path("train", "model.json"), model.to_dict())
+
+
+@contextlib.contextmanager
+def _exclusive(run: RunContext) -> Iterator[None]:
+    """Hold the run directory; the child of a server that was killed a moment ago may need a little to end."""
+    deadline = time.monotonic() + _PATIENCE
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(run.exclusive())
+                break
+            except InputError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
+        yield
 
 
 def _validation_loss(backend: Backend, model: ModelRef, run: RunContext) -> float | None:
