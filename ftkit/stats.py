@@ -153,19 +153,35 @@ def paired_delta(
     all sign patterns are counted; beyond, `resamples` random ones and the observed one (Phipson & Smyth
     2010), so p is never 0. Values must be finite.
     """
-    ids = sorted(a.keys() & b.keys())
-    n = len(ids)
-    if n == 0:
-        return PairedDelta(None, None, None, None, 0)
-    differences = np.array([b[i] - a[i] for i in ids], dtype=np.float64)
-    delta = float(math.fsum(differences) / n)
-    p_value = _sign_flip_p(differences, resamples, seed)
-    if n == 1:
-        return PairedDelta(delta, None, None, p_value, n)
-    if differences.min() == differences.max():
-        return PairedDelta(delta, delta, delta, p_value, n)
-    lows, highs = _bootstrap(differences[:, None], resamples, seed)
-    return PairedDelta(delta, min(float(lows[0]), delta), max(float(highs[0]), delta), p_value, n)
+    return paired_deltas([(a, b)], resamples, seed)[0]
+
+
+def paired_deltas(
+    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], resamples: int = RESAMPLES, seed: int = SEED
+) -> list[PairedDelta]:
+    """Return what `paired_delta` says of each pair; pairs with equally many examples share the drawing."""
+    found: dict[int, PairedDelta] = {}
+    groups: dict[int, list[tuple[int, Floats]]] = {}
+    for index, (a, b) in enumerate(pairs):
+        ids = sorted(a.keys() & b.keys())
+        differences = np.array([b[i] - a[i] for i in ids], dtype=np.float64)
+        if ids:
+            groups.setdefault(len(ids), []).append((index, differences))
+        else:
+            found[index] = PairedDelta(None, None, None, None, 0)
+    for n, columns in groups.items():
+        values = np.column_stack([differences for _, differences in columns])  # (n, pairs)
+        p_values = _sign_flip_p(values, resamples, seed)
+        lows, highs = _bootstrap(values, resamples, seed) if n > 1 else (values[0], values[0])
+        for (index, differences), p, low, high in zip(columns, p_values, lows, highs, strict=True):
+            delta = math.fsum(differences) / n
+            if n == 1:
+                found[index] = PairedDelta(delta, None, None, p, n)
+            elif differences.min() == differences.max():  # exactly, where resampled sums would round
+                found[index] = PairedDelta(delta, delta, delta, p, n)
+            else:
+                found[index] = PairedDelta(delta, min(float(low), delta), max(float(high), delta), p, n)
+    return [found[index] for index in range(len(pairs))]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -189,45 +205,65 @@ def _block_sizes(total: int, width: int) -> Iterator[int]:
         yield min(step, total - start)
 
 
+def _exactly(values: Floats) -> tuple[Floats, NDArray[np.int_]]:
+    """Return `values`, shape (n, k), as whole multiples of 2**-exponent per column, and the exponents, shape (k,).
+
+    They are so small that every sum of n of them stays below 2**52. Such sums are exact, so their last bit does
+    not depend on the order of adding, on the number of threads or on the other columns: BLAS may compute them.
+    """
+    largest = np.abs(values).max(axis=0) * len(values)
+    exponents = np.where(largest > 0, 52 - np.frexp(largest)[1], 0)
+    return np.rint(np.ldexp(values, exponents)), exponents
+
+
 def _bootstrap(values: Floats, resamples: int, seed: int) -> tuple[Floats, Floats]:
     """Return the percentile bounds, shape (k,) each, of the column means of `values`, shape (n, k)."""
     n, columns = values.shape
-    by_column = np.ascontiguousarray(values.T)  # (k, n)
+    whole, exponents = _exactly(values)
     rng = np.random.default_rng(seed)
-    means = np.empty((resamples, columns))
+    sums = np.empty((resamples, columns))
     done = 0
     for rows in _block_sizes(resamples, n):
         # How often each example was drawn, (rows, n): one pass counts the draws of all rows at once.
         draws = rng.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
-        counts = np.bincount(draws.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-        for column in range(columns):
-            # einsum and not BLAS, column by column: then the order of the sums, and so the last bit, depends
-            # neither on the number of threads nor on the other columns.
-            means[done : done + rows, column] = np.einsum("rn,n->r", counts, by_column[column]) / n
+        counts = np.bincount(draws.ravel(), minlength=rows * n).reshape(rows, n)
+        sums[done : done + rows] = counts.astype(np.float64) @ whole
         done += rows
+    means = np.ldexp(sums, -exponents) / n
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return low, high
 
 
-def _sign_flip_p(differences: Floats, resamples: int, seed: int) -> float:
-    """Return the two-sided p-value of the paired permutation test for `differences`, shape (n,)."""
-    nonzero = differences[differences != 0]  # flipping a 0 changes nothing
+def _sign_flip_p(differences: Floats, resamples: int, seed: int) -> list[float]:
+    """Return the two-sided p-value of the paired permutation test for each column of `differences`, shape (n, k)."""
+    n, columns = differences.shape
+    p_values: dict[int, float] = {}
+    for column in range(columns):
+        nonzero = differences[differences[:, column] != 0, column]  # flipping a 0 changes nothing
+        if len(nonzero) <= EXACT_UP_TO:
+            p_values[column] = _exact_p(nonzero)
+    tested = [column for column in range(columns) if column not in p_values]
+    if tested:
+        whole, _ = _exactly(differences[:, tested])  # (n, tested)
+        totals = whole.sum(axis=0)
+        extreme = np.abs(totals) - n  # what was equal before it was rounded to whole numbers counts as equal
+        rng = np.random.default_rng(seed)
+        as_extreme = np.ones(len(tested))  # the observed signs
+        for rows in _block_sizes(resamples, n):
+            bits = rng.integers(0, 256, (rows, (n + 7) // 8), dtype=np.uint8)
+            flips = np.unpackbits(bits, axis=1, count=n).astype(np.float64)
+            as_extreme += np.count_nonzero(np.abs(totals - 2 * (flips @ whole)) >= extreme, axis=0)
+        p_values |= dict(zip(tested, (float(p) for p in as_extreme / (resamples + 1)), strict=True))
+    return [p_values[column] for column in range(columns)]
+
+
+def _exact_p(nonzero: Floats) -> float:
+    """Return the share of all sign patterns that give a sum as far from 0 as the observed one."""
     n = len(nonzero)
-    if n == 0:
-        return 1.0
     total = math.fsum(nonzero)
     # Sums that are equal in exact arithmetic count as equal, whatever the order of their rounding.
     extreme = abs(total) - 1e-12 * float(np.abs(nonzero).sum())
-    if n <= EXACT_UP_TO:
-        flips = (np.arange(2**n)[:, None] >> np.arange(n)) & 1  # (2**n, n)
-        sums = total - 2 * np.einsum("rn,n->r", flips.astype(np.float64), nonzero)
-        return float(np.mean(np.abs(sums) >= extreme))
-    rng = np.random.default_rng(seed)
-    as_extreme = 1  # the observed signs
-    for rows in _block_sizes(resamples, n):
-        bits = rng.integers(0, 256, (rows, (n + 7) // 8), dtype=np.uint8)
-        flips = np.unpackbits(bits, axis=1, count=n).astype(np.float64)
-        sums = total - 2 * np.einsum("rn,n->r", flips, nonzero)
-        as_extreme += int(np.count_nonzero(np.abs(sums) >= extreme))
-    return as_extreme / (resamples + 1)
+    flips = (np.arange(2**n)[:, None] >> np.arange(n)) & 1  # (2**n, n)
+    sums = total - 2 * np.einsum("rn,n->r", flips.astype(np.float64), nonzero)
+    return float(np.mean(np.abs(sums) >= extreme))
