@@ -36,7 +36,7 @@ class Console:
         """Print one message."""
         if self.silent:
             return
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # a terminal that was closed does not end a run
             self._end_line()
             print(escape(text), file=self._stream, flush=True)
 
@@ -60,7 +60,7 @@ class Console:
         self._last = now
         left = f", {clock(seconds / done * (total - done))} left" if 0 < done < total else ""
         text = f"  {what}: {done}/{total}{', ' + detail if detail else ''}, {clock(seconds)}{left}"
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             if self.terminal:
                 width = (os.get_terminal_size(self._stream.fileno()).columns or 80) - 1
                 print(f"\r\x1b[2K{text[:width]}", end="", file=self._stream, flush=True)
@@ -109,14 +109,15 @@ class Console:
                 follower.join(2)
             root.removeHandler(handler)
             root.setLevel(level)
-            handler.stream.close()
+            with contextlib.suppress(OSError):  # the disk is full
+                handler.stream.close()
             for fd, copy in kept:
                 os.dup2(copy, fd)
                 os.close(copy)
-            with self._lock:
+            with self._lock, contextlib.suppress(OSError):  # nobody reads what is printed
                 self._end_line()
-            if self._stream is not saved_stream:
-                self._stream.close()
+                if self._stream is not saved_stream:
+                    self._stream.close()
             self._stream = saved_stream
 
     def _follow(self, log: Path, start: int, stop: threading.Event) -> None:

@@ -56,10 +56,9 @@ def measure_all(
                     if measurement.loss:
                         losses(run, backend, session, measurement, progress)
                 stats = session.stats()
-            for measurement in pending:
-                cost = read_json(run.path(measurement.name, "cost.json"))
-                write_json(run.path(measurement.name, "cost.json"), {**cost, **stats})
         for measurement in group:
+            for journal in ("predictions.journal", "losses.journal"):  # what they held is sealed
+                run.path(measurement.name, journal).unlink(missing_ok=True)
             score(run, backend, measurement, evaluators)
     return stats
 
@@ -97,7 +96,7 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
     journal = Journal(run.path(name, "predictions.journal"))
     done: dict[int, list[Prediction]] = {}
     seconds = 0.0
-    for row in journal.read():
+    for row in journal:
         done[row["batch"]] = [Prediction.from_dict(p) for p in row["predictions"]]
         seconds += row["seconds"]
     for attempt in range(2):  # what failed is tried once more, after all the rest
@@ -130,6 +129,7 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
             "usd": _sum(p.usd for p in ordered),
             "n_predictions": len(ordered),
             "n_failed": sum(p.error is not None for p in ordered),
+            **session.stats(),
         },
     )
     if measurement.examples is not None:  # this measurement's own rows: re-scoring needs them
@@ -141,7 +141,6 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
         ({"example_id": p.example_id, "sample": p.sample, "latency": p.latency} for p in ordered),
     )
     write_jsonl(run.path(name, "predictions.jsonl"), (_without_latency(p) for p in ordered))
-    journal.path.unlink()
 
 
 def losses(run: RunContext, backend: Backend, session: Session, measurement: Measurement, progress: Progress) -> None:
@@ -152,7 +151,7 @@ def losses(run: RunContext, backend: Backend, session: Session, measurement: Mea
         return
     examples = {e.id: e for e in examples_of(run, measurement)}
     journal = Journal(run.path(name, "losses.journal"))
-    found: dict[str, float] = {row["example_id"]: row["loss"] for batch in journal.read() for row in batch}
+    found: dict[str, float] = {row["example_id"]: row["loss"] for batch in journal for row in batch}
     began = time.monotonic()
     for ids in plan(list(examples.values()), backend.eval_batch_size):
         if ids[0] in found:
@@ -162,7 +161,6 @@ def losses(run: RunContext, backend: Backend, session: Session, measurement: Mea
         found |= batch
         progress(f"{name} (loss)", len(found), len(examples), time.monotonic() - began)
     write_jsonl(path, ({"example_id": i, "loss": found[i]} for i in examples))
-    journal.path.unlink()
 
 
 def _without_latency(prediction: Prediction) -> dict[str, Any]:

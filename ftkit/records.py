@@ -272,6 +272,7 @@ class RunRecord(Record):
     warnings: tuple[str, ...] = ()
     systems: tuple[str, ...] = ()  # measurement folders, in the order the report shows them
     error: str | None = None
+    reuse: bool = True  # False: its baseline may not be copied from another run
 
 
 # ---------------------------------------------------------------- the report

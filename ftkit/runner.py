@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +16,7 @@ from typing import Any
 from . import provenance
 from .api import Backend
 from .console import Console, clock
+from .endings import Stops, explained, interrupted
 from .errors import FtkitError, InputError, Interrupted, RunFailed
 from .measure import key_of, measure_all
 from .observers import Observers
@@ -23,7 +24,8 @@ from .plugins import installed_plugins
 from .preflight import preflight
 from .recipe import Recipe
 from .records import Measurement, StageRecord
-from .store import RunContext, list_runs, read_json, utc_now, write_atomic, write_json
+from .resuming import check_resumable, is_done, what_changed
+from .store import RunContext, list_runs, publish, read_json, utc_now, write_json
 
 # What a copied baseline consists of; its scores are made anew, by this run's own evaluators.
 _PREDICTION_FILES = (
@@ -37,15 +39,20 @@ def start(recipe: Recipe, out: Path, console: Console, reuse: bool = True, yes: 
     `reuse` allows copying the baseline's predictions from another run in `out` that has the same key;
     `yes` spends the estimated price without asking.
     """
-    run = RunContext.create(out, recipe.name)
-    write_atomic(run.path("recipe.yaml"), recipe.to_yaml())
-    run.recipe = recipe
-    try:
-        return _Execution(run, console, reuse, yes).go()
-    except InputError:
-        if not run.path("lock.json").exists():  # nothing was spent: leave nothing behind
-            shutil.rmtree(run.dir, ignore_errors=True)
-        raise
+    run = None
+    with Stops() as stops:
+        try:
+            run = RunContext.create(out, recipe.name, recipe.to_yaml(), reuse)
+            run.recipe = recipe
+            with run.exclusive():
+                try:
+                    return _Execution(run, console, yes, stops).go()
+                except InputError:
+                    if not run.path("lock.json").exists():  # nothing was spent: leave nothing behind
+                        shutil.rmtree(run.dir, ignore_errors=True)
+                    raise
+        except KeyboardInterrupt:
+            raise interrupted(run) from None
 
 
 def resume(directory: str | Path, console: Console, yes: bool = False, create_again: bool = False) -> RunContext:
@@ -54,18 +61,27 @@ def resume(directory: str | Path, console: Console, yes: bool = False, create_ag
     `create_again` is the user's word, for a remote job in doubt, that the provider has none.
     """
     run = RunContext.open(directory)
-    if run.record().kind != "run" or not run.path("recipe.yaml").exists():
-        raise InputError(f"{run.dir} cannot be resumed: it holds no recipe", "run the recipe again")
-    if run.record().status == "done":
+    check_resumable(run)
+    if is_done(run.record()):
+        console.say(f"{run.dir} is done: there is nothing left to do")
+        if not run.path("report.json").exists():
+            from .report import write_report
+
+            write_report([run], run.dir)
         return run
-    if create_again:
-        run.save_state(create_again=True)
-    return _Execution(run, console, reuse=True, yes=yes).go()
+    with Stops() as stops:
+        try:
+            with run.exclusive():
+                if create_again:
+                    run.save_state(create_again=True)
+                return _Execution(run, console, yes, stops).go()
+        except KeyboardInterrupt:
+            raise interrupted(run) from None
 
 
 class _Execution:
-    def __init__(self, run: RunContext, console: Console, reuse: bool, yes: bool) -> None:
-        self.run, self.console, self.reuse, self.yes = run, console, reuse, yes
+    def __init__(self, run: RunContext, console: Console, yes: bool, stops: Stops) -> None:
+        self.run, self.console, self.yes, self.stops = run, console, yes, stops
         self.recipe = run.recipe
         self.backend: Backend = self.recipe.backend.make()
         self.evaluators = [ref.make() for ref in self.recipe.evaluators]
@@ -74,37 +90,38 @@ class _Execution:
 
     def go(self) -> RunContext:
         run = self.run
-        with run.exclusive(), _terminate_as_interrupt():
-            for left in run.dir.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                left.unlink(missing_ok=True)
-            self.record = replace(self.record, status="running", error=None)
-            trackers = [(ref.name, ref.make()) for ref in self.recipe.tracking]
-            self.observers = Observers(installed_plugins(), trackers, self.warn)
-            try:
-                with self.console.quiet(run.path("debug.log")):
-                    self.stage("prepare", self.prepare)
-                    self.console.say(f"run directory: {run.dir}")
-                    self.observers.tell("ftkit_run_started", run=run, record=self.record)
-                    self.stage("baseline", self.baseline)
-                    self.stage("train", self.train)
-                    self.stage("evaluate", self.evaluate)
-                    self.stage("report", self.report)
-            except KeyboardInterrupt:
-                self.failed("interrupted", "interrupted")
-                raise Interrupted(f"interrupted in {run.dir}", f"go on with: ftkit run --resume {run.dir}") from None
-            except Interrupted as detached:  # a backend left a remote job that goes on without this process
-                self.failed("interrupted", detached.message)
-                raise
-            except Exception as error:
-                self.failed(
-                    "failed", str(error) if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}"
-                )
-                if isinstance(error, FtkitError):
-                    raise
-                raise _explained(error, run) from error
-            finally:
-                self.observers.close()
-            shutil.rmtree(run.path(".work"), ignore_errors=True)
+        for left in run.dir.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        run.journal.repair()
+        self.record = replace(self.record, status="running", error=None)
+        trackers = [(ref.name, ref.make()) for ref in self.recipe.tracking]
+        self.observers = Observers(installed_plugins(), trackers, self.warn)
+        try:
+            with self.console.quiet(run.path("debug.log")):
+                if self.is_done("prepare") and (changed := what_changed(run, self.backend)):
+                    self.warn(changed)
+                self.stage("prepare", self.prepare)
+                self.console.say(f"run directory: {run.dir}")
+                self.observers.tell("ftkit_run_started", run=run, record=self.record)
+                self.stage("baseline", self.baseline)
+                self.stage("train", self.train)
+                self.stage("evaluate", self.evaluate)
+                self.stage("report", self.report)
+        except KeyboardInterrupt:
+            self.failed("interrupted", "interrupted")
+            raise
+        except Interrupted as detached:  # a backend left a remote job that goes on without this process
+            self.failed("interrupted", detached.message)
+            raise
+        except FtkitError as error:
+            self.failed("failed", str(error))
+            raise
+        except Exception as error:
+            self.failed("failed", f"{type(error).__name__}: {error}")
+            raise explained(error, run) from error
+        finally:
+            self.stops.winding_down = True
+            self.observers.close()
         return run
 
     # ---- the stages
@@ -126,20 +143,20 @@ class _Execution:
         lock["data"] = {**found.task.source, "fingerprints": found.task.fingerprints, "prompt": found.task.prompt_hash}
         lock["model"] = self.backend.identity(self.backend.base_model(), self.run)
         lock["seed"] = self.recipe.seed
+        lock["recipe"] = hashlib.sha256(self.run.path("recipe.yaml").read_bytes()).hexdigest()
         write_json(self.run.path("lock.json"), lock)
         return {"rows": {split: len(part) for split, part in found.task.splits.items()}}
 
     def baseline(self) -> dict[str, Any]:
         base = self.backend.base_model()
         extra = list(self.backend.measurements(self.run.task, None))
-        stats = self.measure(self.backend, [Measurement("baseline", base), *extra], reuse=self.reuse)
+        stats = self.measure(self.backend, [Measurement("baseline", base), *extra], reuse=self.record.reuse)
         for ref in self.recipe.controls:
             control = ref.make()
-            self.measure(control, [Measurement(f"control-{ref.name}", control.base_model())], reuse=self.reuse)
+            self.measure(control, [Measurement(f"control-{ref.name}", control.base_model())], reuse=self.record.reuse)
         return stats
 
     def train(self) -> dict[str, Any]:
-        self.run.log_rows()  # cuts a line that a killed process left half-written
         with _follow(self.run.path("train", "log.jsonl"), self.logged):
             model = self.backend.train(self.run.task, self.run)
         write_json(self.run.path("train", "model.json"), model.to_dict())
@@ -156,6 +173,7 @@ class _Execution:
     def report(self) -> dict[str, Any]:
         from .report import write_report
 
+        shutil.rmtree(self.run.path(".work"), ignore_errors=True)
         # The report speaks of this run as done: it is the last stage, and a reader finds it beside run.json.
         self.save(status="done")
         self.built = write_report([self.run], self.run.dir)
@@ -164,11 +182,14 @@ class _Execution:
 
     # ---- what the stages share
 
+    def is_done(self, stage: str) -> bool:
+        return any(s.name == stage and s.status == "done" for s in self.record.stages)
+
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         """Do one stage unless it is done; its record is on disk before and after."""
-        before = next((s for s in self.record.stages if s.name == name), None)
-        if before and before.status == "done":
+        if self.is_done(name):
             return
+        before = next((s for s in self.record.stages if s.name == name), None)
         self.console.say(f"{name} ...")
         record = StageRecord(name, "running", utc_now(), seconds=before.seconds if before else None)
         self.save_stage(record)
@@ -219,7 +240,7 @@ class _Execution:
                     if (source / name).exists():
                         shutil.copyfile(source / name, staging / name)
                 write_json(staging / "cost.json", {**read_json(staging / "cost.json"), "reused_from": other.id})
-                staging.rename(folder)
+                publish(staging, folder)
                 self.console.say(
                     f"  {measurement.name}: the predictions of {other.id} are reused (same model, rows and settings)"
                 )
@@ -245,7 +266,8 @@ class _Execution:
             self.save(warnings=(*self.record.warnings, text))
 
     def failed(self, status: str, why: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+        self.stops.winding_down = True
+        with contextlib.suppress(OSError, FtkitError):  # a full disk, a directory that is gone: they must not hide it
             self.save(status=status, error=why)
         self.observers.tell("ftkit_run_failed", run=self.run, record=self.record)
 
@@ -288,27 +310,6 @@ def _headline(run: RunContext, stage: str) -> str:
         return ""
     metric = next(iter(run.metrics(name).values()), None)
     return f" ({metric.name} {number(metric.value, metric.unit)})" if metric else ""
-
-
-def _explained(error: Exception, run: RunContext) -> FtkitError:
-    log = f"the full log is {run.dir / 'debug.log'}; --debug shows the traceback"
-    resume = f"when the cause is mended: ftkit run --resume {run.dir}"
-    if isinstance(error, OSError) and error.errno == 28:
-        return RunFailed(f"the disk is full: {error.filename or run.dir}", resume)
-    return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", f"{log}\n  {resume}")
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: recorded and resumable. Only the main thread may set handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The run directory: atomic files, append-only journals, one writer at a time, and what can be read back.
+"""The run directory: one writer at a time, and what can be read back.
 
 A `RunContext` is a run directory opened. It can be opened from the directory alone, by a worker
 process or on another machine.
@@ -11,18 +11,24 @@ import dataclasses
 import datetime
 import fcntl
 import functools
-import hashlib
-import json
-import math
-import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .errors import FtkitError, InputError, RunFailed
+from .files import Journal as Journal
+from .files import digest as digest
+from .files import dump_json as dump_json
+from .files import publish as publish
+from .files import read_json as read_json
+from .files import read_jsonl as read_jsonl
+from .files import write_atomic as write_atomic
+from .files import write_json as write_json
+from .files import write_jsonl as write_jsonl
 from .records import Example, Metric, ModelRef, Prediction, RunRecord, Score, Task
 
 if TYPE_CHECKING:
@@ -31,101 +37,6 @@ if TYPE_CHECKING:
 
 def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def dump_json(data: Any, indent: int | None = None) -> str:
-    """Return JSON text that is always encodable: readable Unicode, \\u escapes where it holds lone surrogates.
-
-    Numbers that JSON lacks (NaN, infinity) become null.
-    """
-    data = _finite(data)
-    text = json.dumps(data, ensure_ascii=False, indent=indent)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = json.dumps(data, indent=indent)
-    return text
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {k: _finite(v) for k, v in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(v) for v in data]
-    return data
-
-
-def digest(data: Any) -> str:
-    """Return the SHA-256 hex digest of `data`'s canonical JSON."""
-    return hashlib.sha256(json.dumps(_finite(data), sort_keys=True).encode()).hexdigest()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing: beside it, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, data: Any) -> None:
-    write_atomic(path, dump_json(data, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    write_atomic(path, "".join(dump_json(row) + "\n" for row in rows))
-
-
-def read_jsonl(path: Path) -> Iterator[Any]:
-    """Yield the rows of a finished JSON Lines file."""
-    with open(path, encoding="utf-8") as file:  # universal newlines only split at \n, \r\n: JSON escapes the rest
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{path}:{number}: not JSON: {error}") from None
-
-
-class Journal:
-    """An append-only JSON Lines file that survives a kill: a torn last line is cut when it is opened again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def read(self) -> list[Any]:
-        """Return the whole lines, after cutting a torn last one off the file."""
-        if not self.path.exists():
-            return []
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) != len(data):
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-        return [json.loads(line) for line in whole.splitlines() if line.strip()]
-
-    def append(self, row: Any) -> None:
-        """Add one line; it is on disk when this returns."""
-        with open(self.path, "ab") as file:
-            file.write((dump_json(row) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _slug(name: str) -> str:
@@ -139,36 +50,57 @@ class RunContext:
         self.dir = directory
 
     @classmethod
-    def create(cls, out: Path, name: str) -> RunContext:
-        """Make a new directory `out/NAME-TIME-RANDOM`."""
+    def create(cls, out: Path, name: str, recipe: str | None = None, reuse: bool = True) -> RunContext:
+        """Make a new directory `out/NAME-TIME-RANDOM` with run.json and, before it, recipe.yaml.
+
+        A directory with a run.json is a run, and can be resumed.
+        """
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         directory = out / f"{_slug(name)}-{stamp}-{secrets.token_hex(3)}"
         try:
             directory.mkdir(parents=True)
-        except OSError as error:
+            run = cls(directory)
+            if recipe is not None:
+                write_atomic(run.path("recipe.yaml"), recipe)
+            run.save_record(RunRecord(directory.name, name, "running", utc_now(), reuse=reuse))
+        except BaseException as error:  # Ctrl-C as well: what is left of nothing is nothing
+            shutil.rmtree(directory, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             raise InputError(
                 f"cannot make a run directory in {out}: {error.strerror}", "choose another with --out"
             ) from None
-        run = cls(directory)
-        run.save_record(RunRecord(directory.name, name, "running", utc_now()))
         return run
 
     @classmethod
     def open(cls, directory: str | Path) -> RunContext:
         """Open an existing run directory. Raises InputError where there is none."""
         path = Path(directory)
+        if not path.exists():
+            raise InputError(
+                f"{path} is not a run directory: there is no such folder", "`ftkit runs` lists what was run"
+            )
         if not (path / "run.json").is_file():
-            raise InputError(f"{path} is not a run directory: it has no run.json", "`ftkit runs` lists what was run")
+            recipe = path / "recipe.yaml"
+            hint = f"it holds a recipe: ftkit run {recipe}" if recipe.is_file() else "`ftkit runs` lists what was run"
+            raise InputError(f"{path} is not a run directory: it has no run.json", hint)
         return cls(path.resolve())
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the directory for writing; a second process gets an InputError. The lock dies with its process."""
-        with open(self.dir / ".lock", "w") as file:
+        try:
+            file = open(self.dir / ".lock", "a")  # noqa: SIM115  closed below
+        except OSError as error:
+            raise InputError(f"cannot write in {self.dir}: {error.strerror}") from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise InputError(f"another process is writing {self.dir}", "wait for it to end, or stop it") from None
+            except OSError as error:
+                hint = "choose a folder on another file system with --out"
+                raise InputError(f"{self.dir} cannot be locked: {error.strerror}", hint) from None
             yield
 
     # ---- places
@@ -178,7 +110,12 @@ class RunContext:
         return self.dir.name
 
     def path(self, *parts: str) -> Path:
-        """Return a path inside the run directory. Raises ValueError for one that would leave it."""
+        """Return a path inside the run directory. Raises ValueError for one that would leave it.
+
+        Raises RunFailed where the directory is gone: what is written later must not make it again.
+        """
+        if not self.dir.is_dir():
+            raise RunFailed(f"the run directory was deleted or moved while it was in use: {self.dir}")
         path = self.dir.joinpath(*parts)
         if not path.resolve().is_relative_to(self.dir.resolve()):
             raise ValueError(f"{path} is outside the run directory")
@@ -198,7 +135,12 @@ class RunContext:
     # ---- records
 
     def record(self) -> RunRecord:
-        return RunRecord.from_dict(read_json(self.path("run.json")))
+        path = self.path("run.json")
+        data = read_json(path)
+        try:
+            return RunRecord.from_dict(data)
+        except (TypeError, AttributeError, KeyError):
+            raise InputError(f"{path} is not the record of a run") from None
 
     def save_record(self, record: RunRecord) -> None:
         write_json(self.path("run.json"), record.to_dict())
@@ -244,11 +186,16 @@ class RunContext:
 
     def log(self, event: str, **values: Any) -> None:
         """Append one event to train/log.jsonl, from any process of the run."""
-        Journal(self.path("train", "log.jsonl")).append({"event": event, "time": round(time.time(), 3), **values})
+        self.journal.append({"event": event, "time": round(time.time(), 3), **values})
+
+    @property
+    def journal(self) -> Journal:
+        """train/log.jsonl, the training events as they were written."""
+        return Journal(self.path("train", "log.jsonl"))
 
     def log_rows(self) -> list[dict[str, Any]]:
         """Return the training events; where a resumed run repeated a step, only the last of each kind."""
-        rows = Journal(self.path("train", "log.jsonl")).read()
+        rows = self.journal.read()
         last = {(row["event"], row.get("step"), row.get("name")): i for i, row in enumerate(rows) if "step" in row}
         return [r for i, r in enumerate(rows) if "step" not in r or last[(r["event"], r["step"], r.get("name"))] == i]
 
@@ -288,10 +235,9 @@ class RunContext:
 
 def list_runs(out: Path) -> list[RunContext]:
     """Return the run directories in `out`, oldest first; a folder without a readable run.json is passed over."""
-    runs = []
+    started: dict[RunContext, str] = {}
     for path in sorted(out.glob("*/run.json")):
         run = RunContext(path.parent)
-        with contextlib.suppress(InputError, OSError, TypeError, KeyError, AttributeError):
-            run.record()
-            runs.append(run)
-    return sorted(runs, key=lambda run: run.record().started)
+        with contextlib.suppress(FtkitError, OSError):
+            started[run] = run.record().started
+    return sorted(started, key=lambda run: started[run])

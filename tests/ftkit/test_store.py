@@ -6,8 +6,10 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
+import tracemalloc
 import typing
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,8 @@ def test_a_write_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd))[1])
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), replace(a, b))[1])
     write_atomic(tmp_path / "x", "text")
-    assert order[:2] == ["fsync", "rename"] and (tmp_path / "x").read_text() == "text"
+    assert order == ["fsync", "rename", "fsync"], "the file, its name, and the folder that holds the name"
+    assert (tmp_path / "x").read_text() == "text"
 
 
 def test_a_failing_row_writes_no_file(tmp_path: Path) -> None:
@@ -96,14 +99,19 @@ def test_bad_json_names_the_file_and_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"n": 3', b'{"n": 3, "t": "\xc3', b"{"])
-def test_a_torn_last_line_is_cut(tmp_path: Path, torn: bytes) -> None:
+def test_a_torn_last_line_is_passed_over_and_cut_by_who_writes_next(tmp_path: Path, torn: bytes) -> None:
     journal = Journal(tmp_path / "deep" / "j.jsonl")
-    assert journal.read() == []
+    assert journal.read() == [] and not journal.path.parent.exists()
     for n in range(3):
         journal.append({"n": n, "t": "line\nbreak \r \u2028 \x85 \ud800"})
     whole = journal.path.read_bytes()
     journal.path.write_bytes(whole + torn)
     assert [row["n"] for row in journal.read()] == [0, 1, 2]
+    assert journal.path.read_bytes() == whole + torn, "another process may be writing that line"
+    journal.append({"n": 3})
+    assert journal.path.read_bytes() == whole + b'{"n": 3}\n'
+    journal.path.write_bytes(whole + torn)
+    journal.repair()
     assert journal.path.read_bytes() == whole
     journal.append({"n": 3})
     assert [row["n"] for row in Journal(journal.path).read()] == [0, 1, 2, 3]
@@ -121,7 +129,48 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(
         ends.append(journal.path.stat().st_size)
     at = data.draw(st.integers(0, ends[-1]))
     os.truncate(journal.path, at)
-    assert [row["t"] for row in journal.read()] == [t for t, end in zip(texts, ends, strict=True) if end <= at]
+    left = [t for t, end in zip(texts, ends, strict=True) if end <= at]
+    assert [row["t"] for row in journal.read()] == left
+    journal.append({"t": "more"})
+    assert [row["t"] for row in journal] == [*left, "more"]
+
+
+def test_a_line_that_does_not_fit_is_not_there_at_all(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append({"n": 1})
+    whole, limits = journal.path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            journal.append({"n": "x" * 100_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.path.read_bytes() == whole
+
+
+def test_two_processes_append_to_one_journal(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ftkit.store import Journal\n"
+        "for n in range(100): Journal(Path(sys.argv[1])).append({'who': sys.argv[2], 'n': n, 'text': 'x' * 9000})"
+    )
+    path = tmp_path / "j"
+    path.write_text('{"who"')  # torn by a process before them
+    both = [subprocess.Popen([sys.executable, "-c", code, path, who]) for who in "ab"]
+    assert [process.wait(60) for process in both] == [0, 0]
+    rows = Journal(path).read()
+    assert sorted((row["who"], row["n"]) for row in rows) == [(who, n) for who in "ab" for n in range(100)]
+
+
+def test_memory_stays_flat_while_rows_stream(tmp_path: Path) -> None:
+    path, text = tmp_path / "rows.jsonl", "x" * 10_000
+    tracemalloc.start()
+    try:
+        write_jsonl(path, ({"n": n, "text": text} for n in range(2000)))
+        assert sum(row["n"] for row in read_jsonl(path)) == sum(row["n"] for row in Journal(path)) == 1999 * 1000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 20e6 and peak < 1e6
 
 
 def test_the_log_of_a_resumed_run_counts_a_step_once(run: RunContext) -> None:

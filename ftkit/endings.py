@@ -1,0 +1,69 @@
+"""How a run ends before its time: signals that stop it, and errors explained in one message."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from .errors import FtkitError, Interrupted, RunFailed
+from .store import RunContext
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ROOM = 64 * 1024  # bytes; a disk with less is called full, whatever a library says of it
+
+
+class Stops:
+    """Lets SIGTERM and a closed terminal stop a run as Ctrl-C does; while it winds down, further ones do nothing.
+
+    What is ignored stays ignored (nohup). Only the main thread may set handlers; elsewhere this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.winding_down = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stops:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.winding_down:
+            raise KeyboardInterrupt
+
+
+def interrupted(run: RunContext | None) -> Interrupted:
+    """Return what is said after Ctrl-C; `run` is None before there is a run directory."""
+    if run is None:
+        return Interrupted("interrupted: nothing was spent, nothing is left", "run the recipe again")
+    return Interrupted(f"interrupted in {run.dir}", how_to_resume(run))
+
+
+def how_to_resume(run: RunContext) -> str:
+    return f"go on with: ftkit run --resume {run.dir}"
+
+
+def explained(error: Exception, run: RunContext) -> FtkitError:
+    """Return an error that ended a run as one message with the way out."""
+    if not run.path("run.json").exists():  # `path` raises where not even the directory is there
+        return RunFailed(f"the run directory lost its run.json while the run was at work: {run.dir}")
+    resume = f"when the cause is mended: ftkit run --resume {run.dir}"
+    place = error.filename if isinstance(error, OSError) and error.filename else run.dir
+    if (isinstance(error, OSError) and error.errno in _FULL) or shutil.disk_usage(run.dir).free < _ROOM:
+        return RunFailed(f"the disk is full: {place}", resume)
+    if isinstance(error, FileNotFoundError) and str(place).startswith(f"{run.dir}/"):
+        return RunFailed(f"{place} is missing from the run directory", resume)
+    if isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        return RunFailed(f"{place}: {error.strerror}", resume)
+    log = f"the full log is {run.dir / 'debug.log'}; --debug shows the traceback"
+    return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", f"{log}\n  {resume}")
