@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,20 @@ from typing import Any
 
 import click
 
-from .errors import FtkitError, InputError, Interrupted, Problem, RecipeError
+from .cli_show import (
+    headlines,
+    plugins_as_dict,
+    print_example,
+    print_json,
+    print_metrics,
+    print_plugins,
+    print_report,
+    print_runs,
+    problems_in,
+    show_error,
+    show_findings,
+)
+from .errors import FtkitError, InputError, Problem
 
 
 class _Commands(click.Group):
@@ -83,7 +95,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         if as_json:
-            _print_json({"ok": False, "errors": [Problem(error.format_message()).to_dict()]})
+            print_json({"ok": False, "errors": [Problem(error.format_message()).to_dict()]})
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -95,7 +107,7 @@ def main() -> None:
             import traceback
 
             traceback.print_exc()
-        _show(error, as_json)
+        show_error(error, as_json)
         sys.exit(error.exit_status)
     except Exception as error:
         if debug:
@@ -105,29 +117,6 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
-
-
-def _show(error: FtkitError, as_json: bool) -> None:
-    from .console import escape
-
-    lead = "" if isinstance(error, Interrupted | RecipeError) else "error: "
-    try:
-        if as_json:
-            _print_json({"ok": False, "errors": [p.to_dict() for p in _problems(error)]})
-        click.echo(escape(f"{lead}{error}"), err=True)
-    except OSError:  # the terminal was closed, nobody reads: what counts is the exit status
-        for fd in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
-
-
-def _problems(error: FtkitError) -> list[Problem]:
-    return error.problems if isinstance(error, RecipeError) else [Problem(error.message, hint=error.hint)]
-
-
-def _print_json(data: Any) -> None:
-    from .store import dump_json
-
-    click.echo(dump_json(data, indent=2))
 
 
 # ---------------------------------------------------------------- shared options
@@ -184,7 +173,7 @@ def run(
     joint = None
     if dry_run:
         found = [_checked(name, overrides, debug) for name in recipes]
-        _print_json(found if len(found) > 1 else found[0]) if as_json else None
+        print_json(found if len(found) > 1 else found[0]) if as_json else None
         sys.exit(0 if all(f["ok"] for f in found) else 2)
     if resume_dir:
         runs = [resume(resume_dir, console, yes, create_again)]
@@ -195,40 +184,9 @@ def run(
         data: dict[str, Any] = runs[0].to_dict() if len(runs) == 1 else {"runs": [r.to_dict() for r in runs]}
         if joint:
             data["report"] = str(joint)
-        _print_json(data)
+        print_json(data)
     else:
-        _print_report(folder)
-
-
-def _print_report(folder: Path) -> None:
-    from .console import escape
-    from .records import Report
-    from .store import read_json
-
-    report = Report.from_dict(read_json(folder / "report.json"))
-    click.echo()
-    click.echo(escape(_table(report)))
-    click.echo(escape(f"\n{report.verdict}\n{report.verdict_detail}"))
-    for note in report.notes:
-        click.echo(escape(f"note: {note}"))
-    click.echo(f"\nreport: {folder / 'report.html'}")
-
-
-def _table(report: Any) -> str:
-    """Return the systems as plain text: one row each, metrics with half-width intervals."""
-    from .console import clock, number
-
-    names = list(dict.fromkeys(n for s in report.systems for n in s.metrics))
-    rows = [["system", *names, "n", "seconds"]]
-    for s in report.systems:
-        cells = [number(s.metrics[n].value, s.metrics[n].unit) if n in s.metrics else "-" for n in names]
-        n = max((m.n for m in s.metrics.values()), default=0)
-        rows.append([s.name, *cells, str(n), clock(s.seconds)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
+        print_report(folder)
 
 
 @ftkit.command()
@@ -240,16 +198,15 @@ def check(debug: bool, recipes: tuple[str, ...], overrides: tuple[str, ...], as_
     """Say everything that can be known before spending: recipe, data audit, labels, fit, price."""
     found = [_checked(name, overrides, debug) for name in recipes]
     if as_json:
-        _print_json(found if len(found) > 1 else found[0])
+        print_json(found if len(found) > 1 else found[0])
     sys.exit(0 if all(f["ok"] for f in found) else 2)
 
 
 def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, Any]:
     """Check one recipe; print it for people on stderr and return it for programs."""
-    import contextlib
     import tempfile
 
-    from .console import Console, clock, escape
+    from .console import Console, escape
     from .notebook import load
 
     try:
@@ -259,41 +216,24 @@ def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, An
         return {
             "recipe": name,
             "ok": False,
-            "errors": [p.to_dict() for p in _problems(error)],
+            "errors": [p.to_dict() for p in problems_in(error)],
             "warnings": [],
             "audit": {},
             "estimate": {},
         }
     from .preflight import preflight, problems_of
 
-    console = Console(debug)
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        with console.quiet(Path(folder, "log")):
-            found = preflight(recipe)
+    with tempfile.TemporaryDirectory() as folder, Console(debug).quiet(Path(folder, "log")):
+        found = preflight(recipe)
     problems = problems_of(recipe, found.findings)
-    for p in problems:
-        click.echo(escape(("" if p.level == "error" else f"{p.level}: ") + str(p)), err=True)
-    if found.task is not None:
-        rows = ", ".join(f"{len(part)} {split}" for split, part in found.task.splits.items())
-        click.echo(f"{name}: {rows} rows", err=True)
-    estimate = found.estimate
-    if "not_estimated" in estimate:
-        click.echo(escape(f"not estimated: {estimate['not_estimated']}"), err=True)
-    else:
-        parts = [f"{estimate['memory_bytes'] / 1e9:.1f} GB"] if estimate.get("memory_bytes") else []
-        parts += [clock(estimate["seconds"])] if estimate.get("seconds") else []
-        parts += [f"{estimate['usd']:.2f} USD"] if estimate.get("usd") is not None else []
-        click.echo(f"estimate (rough): {', '.join(parts)}", err=True)
-    if not found.errors:
-        click.echo(f"{name}: ok", err=True)
+    show_findings(name, found, problems)
     return {
         "recipe": name,
         "ok": not found.errors,
         "errors": [p.to_dict() for p in problems if p.level == "error"],
         "warnings": [p.to_dict() for p in problems if p.level == "warning"],
         "audit": found.audit,
-        "estimate": estimate,
+        "estimate": found.estimate,
     }
 
 
@@ -326,33 +266,9 @@ def preview(debug: bool, recipe: str, overrides: tuple[str, ...], split: str, in
         except NotImplementedError as error:
             raise InputError(str(error)) from None
     if as_json:
-        _print_json({"example": shown.to_dict(), "lengths": lengths})
+        print_json({"example": shown.to_dict(), "lengths": lengths})
         return
-    _print_tokens(shown)
-    learned = sum(shown.learned)
-    click.echo(f"\n{len(shown.ids)} tokens: {shown.n_prompt} of the prompt, {learned} learned")
-    if any(shown.truncated):
-        click.echo(f"cut off: {shown.truncated[0]} prompt tokens, {shown.truncated[1]} target tokens")
-    for name, facts in lengths.items():
-        if isinstance(facts, dict):
-            click.echo(
-                f"{name}: median {facts['median']:.0f}, 95 % below {facts['p95']:.0f}, longest {facts['max']} tokens"
-            )
-
-
-def _print_tokens(shown: Any) -> None:
-    """Print the tokens with their boundaries: learned ones green on a terminal, in «» elsewhere."""
-    from .console import escape
-
-    colour = sys.stdout.isatty()
-    for token, learned in zip(shown.tokens, shown.learned, strict=True):
-        text = escape(token.replace("Ġ", "·").replace("▁", "·").replace("Ċ", "⏎\n"))
-        if colour:
-            click.secho(text, fg="green" if learned else None, bold=learned, nl=False)
-            click.secho("|", dim=True, nl=False)
-        else:
-            click.echo(f"«{text}»" if learned else f"{text}|", nl=False)
-    click.echo()
+    print_example(shown, lengths)
 
 
 @ftkit.command()
@@ -377,7 +293,6 @@ def score(
     id_: str | None, name: str | None, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute metrics for predictions that were made anywhere."""
-    from .console import number
     from .notebook import Run
     from .recipe import make_plugin
     from .scoring import score_file
@@ -387,12 +302,9 @@ def score(
     scored = Run(score_file(path, [chosen], out, name, columns))
     metrics = scored.metrics["predictions"]
     if as_json:
-        _print_json({"run": str(scored.dir), "metrics": {n: m.to_dict() for n, m in metrics.items()}})
+        print_json({"run": str(scored.dir), "metrics": {n: m.to_dict() for n, m in metrics.items()}})
         return
-    for m in metrics.values():
-        interval = f"  [{number(m.low, m.unit)}, {number(m.high, m.unit)}]" if m.low is not None else ""
-        unscored = f", {m.n_unscored} unscored" if m.n_unscored else ""
-        click.echo(f"{m.name:<18} {number(m.value, m.unit):>7}{interval}  n={m.n}{unscored}")
+    print_metrics(metrics.values())
     click.echo(f"run: {scored.dir}", err=True)
 
 
@@ -414,9 +326,9 @@ def report(runs: tuple[str, ...], out: Path | None, anyway: bool, as_json: bool)
     )
     write_report(contexts, folder, anyway)
     if as_json:
-        _print_json({"report": str(folder), **read_json(folder / "report.json")})
+        print_json({"report": str(folder), **read_json(folder / "report.json")})
     else:
-        _print_report(folder)
+        print_report(folder)
 
 
 @ftkit.command()
@@ -424,39 +336,13 @@ def report(runs: tuple[str, ...], out: Path | None, anyway: bool, as_json: bool)
 @_json
 def runs(out: Path, as_json: bool) -> None:
     """List what was run, with its headline numbers."""
-    from .console import number
-    from .store import list_runs, read_json
+    from .store import list_runs
 
-    rows: list[dict[str, Any]] = []
-    for found in list_runs(out):
-        record = found.record()
-        primary = {}
-        for stage in found.measured():
-            metrics = read_json(found.path(stage, "metrics.json"))
-            name = metrics["settings"].get("primary")
-            if name in metrics["metrics"]:
-                primary[stage] = {
-                    "metric": name,
-                    "value": metrics["metrics"][name]["value"],
-                    "unit": metrics["metrics"][name]["unit"],
-                }
-        rows.append(
-            {
-                "run": str(found.dir),
-                "name": record.name,
-                "status": record.status,
-                "started": record.started,
-                "metrics": primary,
-            }
-        )
+    rows = [headlines(found) for found in list_runs(out)]
     if as_json:
-        _print_json({"runs": rows})
+        print_json({"runs": rows})
         return
-    for row in rows:
-        headline = ", ".join(
-            f"{stage} {p['metric']} {number(p['value'], p['unit'])}" for stage, p in row["metrics"].items()
-        )
-        click.echo(f"{row['run']}  {row['status']}  {headline}")
+    print_runs(rows)
     if not rows:
         click.echo(f"no runs in {out}/", err=True)
 
@@ -469,7 +355,7 @@ def recipes(as_json: bool) -> None:
 
     shipped: dict[str, Path] = shipped_recipes()
     if as_json:
-        _print_json({name: str(path) for name, path in shipped.items()})
+        print_json({name: str(path) for name, path in shipped.items()})
         return
     for name, path in shipped.items():
         first = next(
@@ -491,29 +377,9 @@ def plugins(as_json: bool) -> None:
 
     found = installed_plugins()
     if as_json:
-        _print_json(
-            {
-                "plugins": [
-                    {"name": o.name, "kind": o.kind, "summary": o.cls.summary, "distribution": o.owner.distribution,
-                     "version": o.owner.version, "module": o.owner.module, "missing": o.missing()}
-                    for o in found.all_offers()
-                ],
-                "failed": [{"entry": o.entry, "module": o.module, "distribution": o.distribution, "version": o.version,
-                            "error": o.error} for o in found.failures],
-                "duplicates": found.duplicates(),
-            }
-        )  # fmt: skip
+        print_json(plugins_as_dict(found))
         return
-    for o in found.all_offers():
-        missing = o.missing()
-        needs = f"  (needs {', '.join(missing)}: pip install '{o.cls.requires.install}')" if missing else ""
-        click.echo(f"{o.name:<22} {o.kind:<10} {o.owner.distribution} {o.owner.version}  {o.cls.summary}{needs}")
-    for owner in found.failures:
-        click.echo(
-            f"{owner.entry:<22} does not work: {owner.distribution} {owner.version} ({owner.module}) {owner.error}"
-        )
-    for text in found.duplicates():
-        click.echo(f"conflict: {text}; uninstall one of them")
+    print_plugins(found)
 
 
 @ftkit.command()
