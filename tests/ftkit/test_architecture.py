@@ -20,7 +20,7 @@ PLUGINS = sorted(p.parent for p in (ROOT / "plugins").glob("*/__init__.py"))
 NAMED = re.compile(r"\b(torch|transformers|trl|peft|deepspeed|openai|wandb|runpod|dstack|rouge|gsm8k)\b", re.I)
 HEAVY = (
     *("torch", "transformers", "datasets", "trl", "peft", "evaluate", "bitsandbytes", "accelerate"),
-    *("openai", "wandb", "rouge_score", "huggingface_hub", "scipy", "pandas", "pyarrow"),
+    *("openai", "wandb", "rouge_score", "huggingface_hub", "numpy", "scipy", "pandas", "pyarrow", "jinja2"),
 )
 BUILDS_ON = {("ftkit_gsm8k", "ftkit_trl")}
 
