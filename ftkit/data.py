@@ -241,9 +241,11 @@ def _examples(recipe: Recipe, split: str, rows: Sequence[tuple[int, Row]]) -> tu
         key = columns.id or ("id" if "id" in row else None)
         name = _text(row.get(key)) if key else ""
         name = name or f"{split}-{index}"
-        seen[name] += 1
-        if seen[name] > 1:  # ids name predictions: they must be unique
-            name = f"{name}#{seen[name]}"
+        original = name
+        while name in seen:  # ids name predictions: they must be unique ("a#2" may be another row's own)
+            seen[original] += 1
+            name = f"{original}#{seen[original]}"
+        seen[name] = 1
         meta = {column: json.loads(json.dumps(row.get(column), default=str)) for column in columns.meta}
         examples.append(Example(name, tuple(messages), targets or ("",), text, meta))
     return tuple(examples)
