@@ -1,0 +1,196 @@
+"""The measurements of a report's runs, read from their directories: what may be compared, and matched by example."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..data import normalise
+from ..errors import InputError
+from ..records import Example, ModelRef, Prediction, RunRecord, Score, System
+from ..store import RunContext, digest, read_json, read_jsonl
+
+_ROLES = {"baseline": "baseline", "tuned": "tuned", "predictions": "external"}
+_SETTINGS = {
+    "rows": "test rows",
+    "prompt": "prompt",
+    "generation": "generation settings",
+    "evaluators": "evaluator settings",
+}
+
+
+@dataclasses.dataclass
+class Measured:
+    """A System and the answers behind it, keyed by the example ids of the report's first system."""
+
+    system: System
+    run: RunContext
+    examples: list[Example]
+    predictions: dict[str, Prediction]
+    scores: list[Score]
+    used_by: set[str] = dataclasses.field(default_factory=set)  # ids of the runs that share this measurement
+
+
+def read_all(runs: Sequence[RunContext]) -> list[Measured]:
+    names = [run.record().name for run in runs]
+    return [_read(run, run.record(), stage, _label(run, names, stage)) for run in runs for stage in run.measured()]
+
+
+def _label(run: RunContext, names: Sequence[str], stage: str) -> str:
+    """Name a system: its stage alone where there is one run, else with the run's name (and id, if that repeats)."""
+    name = run.record().name
+    if run.record().kind == "score":
+        return name if names.count(name) == 1 else run.id
+    if len(names) == 1:
+        return stage
+    return f"{name if names.count(name) == 1 else run.id} {stage}"
+
+
+def _read(run: RunContext, record: RunRecord, stage: str, label: str) -> Measured:
+    data = run.measurement(stage)
+    cost = data.get("cost", {})
+    model = ModelRef.from_dict(data["model"]) if data.get("model") else None
+    train = next((s for s in record.stages if s.name == "train"), None)
+    is_tuned = stage == "tuned"
+    role = "control" if stage.startswith("control-") else "extra" if data.get("control") else _ROLES.get(stage, "extra")
+    system = System(
+        name=label,
+        run=run.id,
+        stage=stage,
+        role=role,
+        metrics=run.metrics(stage),
+        model=(f"{model.base} + adapter" if model.base and model.kind == "adapter" else model.base or model.uri)
+        if model
+        else "",
+        method=data.get("backend", ""),
+        seconds=cost.get("seconds"),
+        train_seconds=train.seconds if train and is_tuned else None,
+        usd=_add(cost.get("usd"), train.usd if train and is_tuned else None),
+        train_usd=train.usd if train and is_tuned else None,
+        tokens_in=cost.get("tokens_in"),
+        tokens_out=cost.get("tokens_out"),
+        peak_memory=max(
+            filter(None, [cost.get("peak_memory"), train.meta.get("peak_memory") if train and is_tuned else None]),
+            default=None,
+        ),
+        n_predictions=cost.get("n_predictions", 0),
+        n_failed=cost.get("n_failed", 0),
+        settings=data.get("settings", {}),
+        info=model.meta if model else {},
+    )
+    own = run.path(stage, "examples.jsonl")
+    examples = (
+        [Example.from_dict(row) for row in read_jsonl(own)]
+        if own.exists()
+        else list(run.task.splits[data["settings"]["split"]])
+    )
+    predictions: dict[str, Prediction] = {}
+    for p in run.predictions(stage):
+        predictions.setdefault(p.example_id, p)  # of several samples, the first is shown
+    return Measured(system, run, examples, predictions, run.scores(stage), {run.id})
+
+
+def _add(a: float | None, b: float | None) -> float | None:
+    return None if a is None and b is None else (a or 0.0) + (b or 0.0)
+
+
+def unique(measured: list[Measured], notes: list[str]) -> list[Measured]:
+    """Show a baseline or control that several runs share once."""
+    seen: dict[str, Measured] = {}
+    kept = []
+    for m in measured:
+        path = m.run.path(m.system.stage, "key.json")
+        key = None
+        if path.exists() and m.system.role in ("baseline", "control"):
+            key = digest([read_json(path), m.system.settings])  # asked alike, and scored alike
+        if key and key in seen:
+            notes.append(f"{m.system.name} is the same measurement as {seen[key].system.name}, and is shown once")
+            seen[key].used_by.add(m.run.id)
+            continue
+        if key:
+            seen[key] = m
+        kept.append(m)
+    return kept
+
+
+def check_comparable(measured: Sequence[Measured], anyway: bool, warnings: list[str], notes: list[str]) -> None:
+    """Refuse systems that were not asked the same; a setting that nobody knows is noted, not compared."""
+    if not measured:
+        return
+    differing: dict[str, list[str]] = {}
+    for key, words in _SETTINGS.items():
+        known = [m for m in measured if m.system.settings.get(key) is not None and not (key == "rows" and _external(m))]
+        unknown = [m.system.name for m in measured if m.system.settings.get(key) is None]
+        if unknown and known:
+            notes.append(f"{words} of {', '.join(unknown)}: not known")
+        first = known[0] if known else None
+        for m in known[1:]:
+            assert first is not None
+            ours, theirs = first.system.settings[key], m.system.settings[key]
+            if key == "evaluators":
+                ours, theirs = _common(ours, theirs), _common(theirs, ours)
+            if ours != theirs:
+                what = words + _which(ours, theirs)
+                differing.setdefault(what, []).append(f"{first.system.name} and {m.system.name}")
+    if not differing:
+        return
+    lines = [f"{what}: {'; '.join(dict.fromkeys(who))}" for what, who in differing.items()]
+    if not anyway:
+        raise InputError(
+            "these runs may not be compared, they differ in " + "; in ".join(lines),
+            "measure them alike, or say --anyway: the report is then marked",
+        )
+    warnings.append("Not a fair comparison (shown with --anyway): the runs differ in " + "; in ".join(lines))
+
+
+def _common(evaluators: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the evaluators that both have, without those that only explain (`..._reason`)."""
+    shared = [name for name in evaluators if name in others] or list(evaluators)
+    return {name: {k: v for k, v in evaluators[name].items() if not k.endswith("_reason")} for name in shared}
+
+
+def _external(m: Measured) -> bool:
+    return m.system.role == "external"
+
+
+def _which(a: Any, b: Any) -> str:
+    """Name the keys in which two settings differ."""
+    if not (isinstance(a, Mapping) and isinstance(b, Mapping)):
+        return ""
+    keys = [str(k) for k in {**a, **b} if a.get(k) != b.get(k)]
+    return f" ({', '.join(keys)})"
+
+
+def match_examples(measured: Sequence[Measured], notes: list[str]) -> None:
+    """Give all systems the first one's example ids: by id, else by the text of the input."""
+    if not measured:
+        return
+    first = measured[0]
+    ids = {e.id: e for e in first.examples}
+    by_input: dict[str, list[str]] = {}
+    for e in first.examples:
+        if not e.input.strip():
+            continue  # nothing to know it by
+        by_input.setdefault(normalise(e.input), []).append(e.id)
+    for m in measured[1:]:
+        if m.system.role == "extra" or m.system.settings.get("rows") == first.system.settings.get("rows"):
+            continue
+        made_up = any(side.run.task.source.get("ids") == "made up" for side in (first, m))
+        if not made_up and all(e.id in ids and _same_input(ids[e.id], e) for e in m.examples):
+            names = {e.id: e.id for e in m.examples}
+        else:
+            left = {text: list(found) for text, found in by_input.items()}
+            names = {e.id: left[t].pop(0) for e in m.examples if left.get(t := normalise(e.input))}
+        if not names:
+            raise InputError(f"{m.system.name} has no example in common with {first.system.name}",
+                             "they are matched by example id or input text: name its column with --id or --input")  # fmt: skip
+        notes.append(f"{m.system.name}: {len(names)} of {len(first.examples)} examples matched")
+        m.predictions = {names[i]: p for i, p in m.predictions.items() if i in names}
+        m.scores = [replace(s, example_id=names[s.example_id]) for s in m.scores if s.example_id in names]
+
+
+def _same_input(a: Example, b: Example) -> bool:
+    """Say whether two examples of one id may be one: an input that is not known cannot contradict."""
+    return not a.input or not b.input or normalise(a.input) == normalise(b.input)
