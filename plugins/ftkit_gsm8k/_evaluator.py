@@ -1,0 +1,101 @@
+"""The evaluator `gsm8k-answer`: is the final number right?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from ftkit.api import Evaluator
+from ftkit.errors import InputError
+from ftkit.records import Example, Metric, Prediction, Score
+
+from ._estimators import ks, majority, pass_at_k
+from ._numbers import annotated, in_form_of, last, marked, show
+
+RULE = "1"  # raised when the same answers would get other scores
+
+
+class Gsm8kAnswer(Evaluator):
+    """The final number of a worked solution against the reference's, compared exactly.
+
+    `accuracy_flexible` takes the last number, `accuracy_strict` the number that is marked as the answer.
+    A verdict on reasoning speaks of the flexible one: a base model that was never shown the marks would
+    look worse than it reasons. Of k > 1 samples per question, pass@k and maj@k are reported as well.
+    """
+
+    name = "gsm8k-answer"
+    summary = "final number of a worked solution, exact; format, step arithmetic, pass@k"
+    primary = "accuracy_flexible"
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "rule": RULE}
+
+    def prepare(self, examples: Sequence[Example]) -> None:
+        """Raise InputError where no reference holds a number: then the wrong column is the target."""
+        if examples and not any(gold(e) for e in examples):
+            raise InputError(
+                "gsm8k-answer: no reference holds a number", "dataset.columns.target must name the worked answer"
+            )
+
+    def score(self, example: Example, prediction: Prediction) -> Score:
+        right = gold(example)
+        if not right:
+            return Score(example.id, None, prediction.sample, reason="the reference holds no number")
+        strict, flexible = marked(prediction.text), last(prediction.text)
+        values = {
+            "accuracy_flexible": float(flexible in right),
+            "accuracy_strict": float(strict in right),
+            "answer_format": float(in_form_of(example.targets[0], prediction.text)),
+            "no_answer": float(flexible is None),
+        }
+        steps = annotated(prediction.text)
+        if steps:
+            values["step_arithmetic"] = sum(s.right for s in steps) / len(steps)
+        reason = "no answer" if flexible is None else None
+        return Score(example.id, values, prediction.sample, answer=show(flexible), reason=reason)
+
+    def aggregate(
+        self, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]
+    ) -> list[Metric]:
+        proportions = ("accuracy_flexible", "accuracy_strict", "answer_format", "no_answer")
+        from ftkit.stats import mean_metrics, wilson  # numpy: not before it is needed
+
+        means = mean_metrics(scores, higher_is_better={"no_answer": False}, proportions=proportions)
+        metrics = [m for m in means if m.name != "step_arithmetic"]
+        steps = [s for p in predictions if p.error is None for s in annotated(p.text)]
+        if steps:  # the share of all steps; an answer's own share is its score
+            n_right = sum(s.right for s in steps)
+            low, high = wilson(n_right, len(steps))
+            method = "95 % Wilson score interval over steps"
+            metrics.append(Metric("step_arithmetic", n_right / len(steps), low, high, len(steps), method=method))
+        return metrics + mean_metrics(_of_samples(examples, predictions, scores))
+
+
+def gold(example: Example) -> set[Fraction]:
+    """Return the numbers that are right: of each target the marked one, else its last."""
+    found = (marked(t) if marked(t) is not None else last(t) for t in example.targets)
+    return {value for value in found if value is not None}
+
+
+def _of_samples(examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]) -> list[Score]:
+    """Return one Score per question with pass@k and maj@k, where the measurement took several samples of each."""
+    asked = 1 + max((p.sample for p in predictions), default=0)
+    if asked < 2:
+        return []
+    answers: dict[str, list[Prediction]] = {}
+    right: dict[str, list[bool]] = {}
+    for p, s in zip(predictions, scores, strict=True):
+        if s.values is not None:
+            answers.setdefault(p.example_id, []).append(p)
+            right.setdefault(p.example_id, []).append(s.values["accuracy_flexible"] == 1)
+    found = []
+    for e in {e.id: e for e in examples}.values():
+        n = len(right.get(e.id, ()))
+        if n < asked:  # some requests failed: fewer samples than k estimate nothing
+            found.append(Score(e.id, None, reason=f"{asked - n} of {asked} samples are unscored"))
+            continue
+        votes = ["right" if r else last(p.text) for p, r in zip(answers[e.id], right[e.id], strict=True)]
+        values = {f"pass@{k}": pass_at_k(n, sum(right[e.id]), k) for k in ks(n)}
+        found.append(Score(e.id, {**values, f"maj@{n}": majority(votes, "right")}))
+    return found

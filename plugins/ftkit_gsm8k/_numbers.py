@@ -1,0 +1,233 @@
+"""The final number of a solution, and the arithmetic of its steps. All exact: no number is ever a float.
+
+A number is read as people write it: ``1,234.50``, ``$18``, ``-3``, ``.5``, ``3/4``, ``\\frac{3}{4}``,
+``1 1/2``, ``50%`` (the percent sign is a unit: 50), ``2e3``. What is marked as the answer is, in this
+order: the first ``####``, as GSM8K's publishers read it; else the last of ``\\boxed{18}``, a line that
+starts with ``A:`` or ``Answer:``, and ``the answer is 18``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)"
+_PLAIN = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,3}}(?![\w.]))?"
+_NUMBER = re.compile(
+    rf"""(?P<sign>(?<![\w)\]}}%])-)?\$?(?P<minus>(?<=\$)-)?
+    (?: (?:(?P<whole>\d+)\s*)?\\[dt]?frac\{{(?P<up>-?{_PLAIN})\}}\{{(?P<down>{_PLAIN})\}}
+      | (?P<mixed>\d+)\s+(?P<n>\d+)/(?P<d>\d+)(?![\d./])
+      | (?<![\d.])(?P<over>{_PLAIN})\s?/\s?(?P<under>{_PLAIN})
+      | (?P<plain>{_PLAIN})
+    )""",
+    re.VERBOSE,
+)
+_HASHES = re.compile(r"####")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_LINE = re.compile(r"^[\s*_#>]*(?:the\s+)?(?:final\s+)?(?:answer|ans|a)[\s*_]*[:=]", re.IGNORECASE | re.MULTILINE)
+_SAYS = re.compile(r"\banswer\b[^.\n:=\d]{0,60}?(?:\bis\b|:|=)", re.IGNORECASE)
+_NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem)\s*\d*\s*:")
+_ANNOTATION = re.compile(r"<<([^<>=\n]*)=([^<>=\n]*)>>")
+_EQUATION = re.compile(r"(?<![\w.)])((?:[\d.,$%()]+\s*[-+*/x×÷]\s*)+[\d.,$%()]+)\s*=\s*(\$?-?[\d.,]*\d)")
+
+
+def clean(text: str) -> str:
+    """Return the text without what only typesets a number: escapes, thin spaces, Unicode's minus, LaTeX's comma."""
+    text = text.replace("\u2212", "-").replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
+    text = re.sub(r"(?<=\d)(?:\\[,;!]|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))", "", text)
+    return text.replace("\u00a0", " ").replace("\u2009", " ").replace("\u202f", " ")
+
+
+def own_part(text: str) -> str:
+    """Return the text up to where a model goes on to ask itself another question."""
+    found = _NEXT_QUESTION.search(text)
+    return text[: found.start()] if found and text[: found.start()].strip() else text
+
+
+def numbers(text: str) -> list[Fraction]:
+    """Return all numbers of a text, in its order; fractions with a zero denominator are left out."""
+    return [value for match in _NUMBER.finditer(clean(text)) if (value := _value(match)) is not None]
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    g = match.groupdict()
+    if g["up"] is not None:
+        down = _exact(g["down"])
+        value = None if down == 0 else int_of(g["whole"]) + _exact(g["up"]) / down
+    elif g["mixed"] is not None:
+        value = None if int_of(g["d"]) == 0 else int_of(g["mixed"]) + Fraction(int_of(g["n"]), int_of(g["d"]))
+    elif g["over"] is not None:
+        under = _exact(g["under"])
+        value = None if under == 0 else _exact(g["over"]) / under
+    else:
+        value = _exact(g["plain"])
+    if value is None:
+        return None
+    return -value if g["sign"] or g["minus"] else value
+
+
+def int_of(text: str | None) -> int:
+    return int(Decimal(text or 0))  # Decimal: int() refuses more than 4300 digits
+
+
+def _exact(text: str) -> Fraction:
+    return Fraction(Decimal(text.replace(",", "")))
+
+
+def marked(text: str) -> Fraction | None:
+    """Return the number that the text marks as its answer, or None."""
+    text = clean(own_part(text))
+    found = _HASHES.search(text)
+    if found:
+        return _first(_line_after(text, found.end()))
+    candidates: list[tuple[int, str]] = [(m.start(), _braces(text, m.end())) for m in _BOXED.finditer(text)]
+    for pattern in (_LINE, _SAYS):
+        candidates += [(m.start(), _line_after(text, m.end())) for m in pattern.finditer(text)]
+    for _, part in sorted(candidates, reverse=True):
+        value = _first(part)
+        if value is not None:
+            return value
+    return None
+
+
+def last(text: str) -> Fraction | None:
+    """Return the last number of the text, marked or not, or None."""
+    found = numbers(own_part(text))
+    return found[-1] if found else None
+
+
+def _line_after(text: str, start: int) -> str:
+    """Return the rest of a line, or the next one that is not empty."""
+    return text[start:].lstrip().split("\n", 1)[0]
+
+
+def _braces(text: str, start: int) -> str:
+    """Return what stands between a brace that opened before `start` and the one that closes it."""
+    depth = 1
+    for i in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[start:i]
+    return text[start:]
+
+
+def _first(text: str) -> Fraction | None:
+    """Return the first number, or the first after the last equals sign: `16 - 3 = 13 dollars`."""
+    found = numbers(text.rpartition("=")[2]) or numbers(text)
+    return found[0] if found else None
+
+
+def in_form_of(target: str, text: str) -> bool:
+    """Say whether the text's last line marks a number as the target's last line does (`#### 18`, `A: 18`).
+
+    A target that is a bare number asks for no form: any marked number will do.
+    """
+    form = re.match(r"\s*(####|\\boxed|[A-Za-z ]+:)", target.strip().split("\n")[-1])
+    if form is None:
+        return marked(text) is not None
+    line = clean(own_part(text)).strip().split("\n")[-1].strip()
+    return re.fullmatch(rf"{re.escape(form[1])}\s*\{{?\s*{_NUMBER.pattern}\S{{0,2}}", line, re.VERBOSE) is not None
+
+
+def show(value: Fraction | None) -> str | None:
+    """Return a number as people write it: 18, 0.5, -3, 1/3."""
+    if value is None:
+        return None
+    if max(abs(value.numerator), value.denominator).bit_length() > 200:
+        return "a number of more than 60 digits"
+    exact = Decimal(value.numerator) / Decimal(value.denominator)
+    return format(exact, "f") if Fraction(exact) == value else f"{value.numerator}/{value.denominator}"
+
+
+# ---------------------------------------------------------------- steps
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One step: the expression, what the solution says it makes, what it makes (None: not computable)."""
+
+    expression: str
+    claimed: Fraction
+    true: Fraction | None
+
+    @property
+    def right(self) -> bool:
+        """Whether the claim holds, at the precision it is given in: 10/3=3.33 is right."""
+        return self.true is not None and (self.claimed == self.true or _rounds_to(self.true, self.claimed))
+
+
+def _rounds_to(true: Fraction, claimed: Fraction) -> bool:
+    """Say whether `claimed` has decimals and is `true` rounded, or cut, to them."""
+    places = 0
+    while places < 12 and claimed * 10**places % 1:
+        places += 1
+    return 0 < places < 12 and abs(true - claimed) < Fraction(1, 10**places)
+
+
+def annotated(text: str) -> list[Equation]:
+    """Return the steps that carry a calculator annotation, `<<48/2=24>>`."""
+    return _equations(_ANNOTATION, own_part(text))
+
+
+def equations(text: str) -> list[Equation]:
+    """Return the annotated steps or, where there are none, the equations written out: `48 / 2 = 24`."""
+    return annotated(text) or _equations(_EQUATION, own_part(text))
+
+
+def _equations(pattern: re.Pattern[str], text: str) -> list[Equation]:
+    found = []
+    for expression, claimed in pattern.findall(clean(text)):
+        values = numbers(claimed)
+        if values:
+            found.append(Equation(expression.strip(), values[0], compute(expression)))
+    return found
+
+
+def compute(expression: str) -> Fraction | None:
+    """Return the exact value of an expression of numbers, + - * / and brackets; None where it is none.
+
+    A percent sign behind a number divides it by 100, as in the annotations.
+    """
+    text = clean(expression).replace("$", "").replace("×", "*").replace("x", "*").replace("÷", "/").replace("//", "/")
+    tokens = re.findall(rf"{_PLAIN}|\S", text)
+    if not tokens or len(tokens) > 100:
+        return None
+    try:
+        value, rest = _sum(tokens, 0)
+    except (ValueError, ZeroDivisionError, IndexError, ArithmeticError):
+        return None
+    return value if rest == len(tokens) else None
+
+
+def _sum(tokens: list[str], at: int) -> tuple[Fraction, int]:
+    value, at = _product(tokens, at)
+    while at < len(tokens) and tokens[at] in "+-":
+        other, after = _product(tokens, at + 1)
+        value, at = (value + other if tokens[at] == "+" else value - other), after
+    return value, at
+
+
+def _product(tokens: list[str], at: int) -> tuple[Fraction, int]:
+    value, at = _factor(tokens, at)
+    while at < len(tokens) and tokens[at] in "*/":
+        other, after = _factor(tokens, at + 1)
+        value, at = (value * other if tokens[at] == "*" else value / other), after
+    return value, at
+
+
+def _factor(tokens: list[str], at: int) -> tuple[Fraction, int]:
+    if tokens[at] in "+-":
+        value, after = _factor(tokens, at + 1)
+        return (value if tokens[at] == "+" else -value), after
+    if tokens[at] == "(":
+        value, at = _sum(tokens, at + 1)
+        if tokens[at] != ")":
+            raise ValueError("a bracket is not closed")
+        at += 1
+    else:
+        value, at = _exact(tokens[at]), at + 1
+    if at < len(tokens) and tokens[at] == "%":
+        value, at = value / 100, at + 1
+    return value, at

@@ -1,0 +1,195 @@
+"""The probe's section of a report: curves, error kinds, headroom, and a verdict from stated rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from ftkit.records import Curve, Example, Metric, Prediction, Section
+from ftkit.stats import example_means
+from ftkit.store import RunContext, read_jsonl
+
+from ._rules import Facts, Rule, judge
+from ._taxonomy import KINDS, kind_of
+
+EXAMPLES = 2  # shown of each kind of error, before and after
+TEXT = 1200  # characters of an answer that are shown
+
+
+@dataclass(frozen=True)
+class Place:
+    """The probe at one moment of training: the base model (step 0), a snapshot, the tuned model."""
+
+    name: str  # base, step-100, tuned
+    step: int
+
+    def stage(self, what: str) -> str:
+        return f"probe-{self.name}-{what}"
+
+
+def section(run: RunContext) -> Section | None:
+    """Return the section of a run that the probe made, or None. Reads the run directory alone."""
+    places = _places(run)
+    if not places or places[0].name != "base":
+        return None
+    title = f"What fine-tuning taught: {run.record().name}"
+    if places[-1].name != "tuned":
+        return Section(title, ({"kind": "text", "text": "The run has not measured the tuned model yet: no verdict."},))
+    facts = _facts(run, places)
+    verdict, rules, help_ = judge(facts)
+    blocks: list[dict[str, Any]] = [
+        {"kind": "text", "text": verdict},
+        {"kind": "table", "header": ["rule", "numbers", "holds"], "rows": [r.row() for r in rules]},
+        {"kind": "text", "text": "What would help: " + " ".join(help_)},
+        {"kind": "curves", "curves": _curves(run, places)},
+        {"kind": "table", "header": _HEADER, "rows": [_line(run, place) for place in places]},
+        {"kind": "text", "text": _notes(run, facts)},
+        *_errors(run, places[0], places[-1]),
+    ]
+    return Section(title, tuple(blocks))
+
+
+def _places(run: RunContext) -> list[Place]:
+    names = [s.removeprefix("probe-").removesuffix("-test") for s in run.measured() if _is_test(s)]
+    known = {int(n.removeprefix("step-")): n for n in names if n.startswith("step-")}
+    places = [Place(name, step) for step, name in sorted(known.items())]
+    if "base" in names:
+        places.insert(0, Place("base", 0))
+    if "tuned" in names:
+        places.append(Place("tuned", _last_step(run)))
+    return places
+
+
+def _is_test(stage: str) -> bool:
+    return stage.startswith("probe-") and stage.endswith("-test")
+
+
+def _last_step(run: RunContext) -> int:
+    return max((int(row["step"]) for row in run.log_rows() if row["event"] == "step"), default=0)
+
+
+def _facts(run: RunContext, places: list[Place]) -> Facts:
+    base, tuned = places[0], places[-1]
+
+    def values(stage: str, name: str) -> dict[str, float]:
+        return example_means(run.scores(stage), name) if stage in run.measured() else {}
+
+    accuracy, few = "accuracy_flexible", run.metrics("probe-few-shot") if "probe-few-shot" in run.measured() else {}
+    samples = [run.metrics(p.stage("samples")) for p in (base, tuned)]
+    return Facts(
+        loss=(values(base.stage("test"), "loss"), values(tuned.stage("test"), "loss")),
+        form=(values("baseline", "answer_format"), values("tuned", "answer_format")),
+        accuracy=(values("baseline", accuracy), values("tuned", accuracy)),
+        train=(values(base.stage("train"), accuracy), values(tuned.stage("train"), accuracy)),
+        test=(values(base.stage("test"), accuracy), values(tuned.stage("test"), accuracy)),
+        changed=(values(base.stage("changed"), accuracy), values(tuned.stage("changed"), accuracy)),
+        samples=(samples[0], samples[1]),
+        few_shot=few.get(accuracy),
+        kinds=(_count(run, base), _count(run, tuned)),
+    )
+
+
+def _count(run: RunContext, place: Place) -> Counter[str]:
+    return Counter(kind for kind, _, _ in _kinds(run, place))
+
+
+def _kinds(run: RunContext, place: Place) -> list[tuple[str, Example, Prediction]]:
+    """Return each test answer with the kind of its error; failed requests are left out."""
+    stage = place.stage("test")
+    examples = {e.id: e for e in map(Example.from_dict, read_jsonl(run.path(stage, "examples.jsonl")))}
+    answered = [p for p in run.predictions(stage) if p.error is None]
+    return [(kind_of(examples[p.example_id], p), examples[p.example_id], p) for p in answered]
+
+
+# ---------------------------------------------------------------- blocks
+
+_HEADER = ["", "loss on gold solutions (nats/token)", "accuracy, flexible", "accuracy, strict", "answer format",
+           "step arithmetic", "accuracy on training questions", "accuracy, numbers changed", "pass@1", "pass@k", "maj@k"]  # fmt: skip
+
+
+def _line(run: RunContext, place: Place) -> list[str]:
+    measured = run.measured()
+    found = {what: run.metrics(place.stage(what)) for what in ("test", "train", "changed", "samples") if place.stage(what) in measured}  # fmt: skip
+    test, samples = found.get("test", {}), found.get("samples", {})
+    k = most(samples)
+    name = {"base": "base model", "tuned": f"tuned (step {place.step})"}.get(place.name, f"step {place.step}")
+    cells = [
+        test.get("loss"),
+        *(test.get(m) for m in ("accuracy_flexible", "accuracy_strict", "answer_format", "step_arithmetic")),
+        found.get("train", {}).get("accuracy_flexible"),
+        found.get("changed", {}).get("accuracy_flexible"),
+        samples.get("pass@1"),
+        samples.get(f"pass@{k}"),
+        samples.get(f"maj@{k}"),
+    ]
+    return [name, *(_cell(m) for m in cells)]
+
+
+def most(samples: dict[str, Metric]) -> int:
+    """Return the largest k of the pass@k that were measured, 0 without any."""
+    return max((int(name.removeprefix("pass@")) for name in samples if name.startswith("pass@")), default=0)
+
+
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
+        return "–"
+    if metric.unit != "fraction":
+        return f"{metric.value:.3f}"
+    interval = (
+        "" if metric.low is None or metric.high is None else f" [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+    )
+    return f"{100 * metric.value:.1f}{interval}"
+
+
+def _curves(run: RunContext, places: list[Place]) -> list[Curve]:
+    """Return the loss and, at the same steps, what it was hoped to bring."""
+    name = run.record().name
+    lines = []
+    for metric, label, axis in (
+        ("loss", "loss on gold solutions", "loss on gold solutions"),
+        ("accuracy_flexible", "accuracy, flexible", "accuracy and format"),
+        ("answer_format", "answer format", "accuracy and format"),
+    ):
+        points = [[p.step, found[metric].value] for p in places if metric in (found := run.metrics(p.stage("test")))]
+        lines.append(Curve(name, label, axis, tuple(points)))
+    return lines
+
+
+def _notes(run: RunContext, facts: Facts) -> str:
+    k = most(facts.samples[1])
+    generation = run.measurement("probe-tuned-samples")["settings"]["generation"]
+    n_changed = len(facts.changed[1])
+    return (
+        f"Points are percent with 95 % intervals. {len(facts.test[1])} test and {len(facts.train[1])} training questions,"
+        f" chosen by the hash of their text; {n_changed} of the test questions allow other numbers. pass@{k} and maj@{k}:"
+        f" {generation['samples']} samples at temperature {generation['temperature']}, seed {generation['seed']}; unbiased"
+        " estimator 1 - C(n-c,k)/C(n,k). The loss is teacher-forced, on the worked solutions of the test questions."
+    )
+
+
+def _errors(run: RunContext, base: Place, tuned: Place) -> list[dict[str, Any]]:
+    """Return the table of error kinds before and after, and examples of each."""
+    found = [_kinds(run, base), _kinds(run, tuned)]
+    counts = [Counter(kind for kind, _, _ in side) for side in found]
+    rows = []
+    examples: list[dict[str, str]] = []
+    for kind, rule in KINDS.items():
+        shares = [100 * count[kind] / max(1, len(side)) for count, side in zip(counts, found, strict=True)]
+        rows.append([kind, f"{counts[0][kind]} ({shares[0]:.1f} %)", f"{counts[1][kind]} ({shares[1]:.1f} %)",
+                     f"{shares[1] - shares[0]:+.1f}", rule])  # fmt: skip
+        if kind == "right":
+            continue
+        for label, side in zip(("before", "after"), found, strict=True):
+            shown = [(e, p) for k, e, p in side if k == kind][:EXAMPLES]
+            examples += [{"title": f"{kind}, {label}: {e.id}", "text": _shown(e, p)} for e, p in shown]
+    table = {"kind": "table", "header": ["error", "base model", "tuned", "points", "rule"], "rows": rows}
+    return [table, {"kind": "examples", "examples": examples}]
+
+
+def _shown(example: Example, prediction: Prediction) -> str:
+    answer = prediction.text if len(prediction.text) <= TEXT else prediction.text[:TEXT] + " …"
+    return f"{example.input}\n\nAnswer:\n{answer}\n\nReference:\n{example.targets[0]}"
+
+
+__all__ = ["Rule", "section"]

@@ -1,0 +1,74 @@
+"""What went wrong in a solution, by rule."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from ftkit.records import Example, Prediction
+
+from ._evaluator import gold
+from ._numbers import Equation, compute, equations, last, numbers, own_part
+
+# In the order in which the rules are tried; the first that holds names the error.
+KINDS = {
+    "right": "the last number is the reference's",
+    "degenerate loop": "the same 4 to 80 characters stand four times or more in a row",
+    "no answer": "there is no number in the answer",
+    "truncated": "the answer was cut off at the length limit",
+    "arithmetic slip": "the plan is right: with each wrong sum put right, the steps end at the reference's answer",
+    "copied number": "the answer is a number of the question",
+    "wrong operation": "the steps do not use the reference's operations",
+    "wrong numbers": "the reference's operations, on other numbers",
+    "no steps": "an answer without any step written out",
+}
+_LOOP = re.compile(r"(.{4,80}?)\1{3,}", re.DOTALL)
+_OPERAND = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
+
+
+def kind_of(example: Example, prediction: Prediction) -> str:
+    """Return which of `KINDS` a prediction is."""
+    text, right = own_part(prediction.text), gold(example)
+    answer = last(text)
+    if answer in right:
+        return "right"
+    if _LOOP.search(text[-2000:]):
+        return "degenerate loop"
+    if answer is None:
+        return "no answer"
+    if prediction.finish_reason == "length" and text == prediction.text:
+        return "truncated"
+    steps = equations(text)
+    if any(not s.right for s in steps) and _mended(steps) in right:
+        return "arithmetic slip"
+    if answer in numbers(example.input):
+        return "copied number"
+    if not steps:
+        return "no steps"
+    reference = equations(example.targets[0])
+    if reference and _operations(steps) == _operations(reference):
+        return "wrong numbers"
+    return "wrong operation"
+
+
+def _mended(steps: list[Equation]) -> Fraction | None:
+    """Return the last result once each sum is put right and passed on to the steps that use it."""
+    true: dict[Fraction, Fraction] = {}
+    value = None
+    for s in steps:
+        value = compute(_OPERAND.sub(lambda m: _put(true, m[0]), s.expression))
+        if value is None:
+            return None
+        true[s.claimed] = value
+    return value
+
+
+def _put(true: dict[Fraction, Fraction], text: str) -> str:
+    value = true.get(Fraction(text.replace(",", "")))
+    return text if value is None else f"({value.numerator}/{value.denominator})"
+
+
+def _operations(steps: list[Equation]) -> list[str]:
+    return sorted(
+        re.sub(r"[^-+*/x×÷]", "", "".join(s.expression for s in steps)).translate(str.maketrans("x×÷", "**/"))
+    )

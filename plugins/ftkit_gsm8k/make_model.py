@@ -1,0 +1,218 @@
+"""Makes the tiny model of the GSM8K quickstart from nothing.
+
+    python -m ftkit_gsm8k.make_model --out DIR
+
+Pre-training reads three kinds of text, all generated here: sums ("12 + 5 = 17"), problems of two to
+four steps with solutions in several plain formats, and stories without a question. It never sees a
+problem of one step, a calculator annotation (``<<12+5=17>>``), a last line ``#### 17``, or a question
+that is in the quickstart's data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from . import _problems as P
+
+SEED = 7
+VOCAB = 512
+ROW = 512  # tokens per packed row
+BATCH = 8  # rows per step
+CHUNK = 1000  # documents read at a time
+
+FRAMES = [
+    ("Question: ", "\nAnswer:"),
+    ("Q: ", "\nA:"),
+    ("Problem: ", "\nSolution:"),
+    ("", "\nSolve:"),
+    ("#### Problem\n", "\n#### Solution\n"),
+    ("<<Question>> ", "\n<<Answer>>"),
+]
+ENDS = ["The answer is {}.", "Answer: {}", "So it is {}.", "Result: {}", "Final: {}", "= {}", "That makes {}."]
+ENDS += ["** {}", "== {}", "-> {}", "[{}]", "## {}", "@ {}"]
+JOINS = [" ", "\n", " Then ", "; ", "\n- "]
+NOTES = [("(", ")"), ("[", "]"), ("{", "}"), ("|", "|"), ("*", "*"), ("<", ">")]  # 12+5=(12+5=17)17
+
+
+def sums(rng: random.Random) -> str:
+    """Bare sums, a few in one style."""
+    form = rng.choice(["{} {} {} = {}", "{}{}{}={}", "{} {} {} is {}"])
+    lines = []
+    while len(lines) < 6:
+        op, top = rng.choice("++--**/"), rng.choice((20, 99, 500, P.LIMIT))
+        s = P.Step(rng.randint(1, top), op, rng.randint(1, top) if op in "+-" else rng.randint(2, 9), "")
+        if s.whole:
+            lines.append(form.format(s.left, s.op, s.right, s.result))
+    return rng.choice(["\n", ", "]).join(lines)
+
+
+def new_problem(rng: random.Random) -> P.Problem:
+    while True:
+        made = P.problem(rng, rng.choice((2, 2, 3, 3, 4)))
+        if P.split_of(made.question) == "pretraining":
+            return made
+
+
+def problems(rng: random.Random) -> str:
+    """One to four problems, all in one format."""
+    frame, end, join = rng.choice(FRAMES), rng.choice(ENDS), rng.choice(JOINS)
+    before_end = join if "\n" in join else rng.choice((" ", "\n", join))
+    told, equals = rng.random() < 0.6, rng.choice(("{} {} {} = {}", "{}{}{}={}"))
+    note = rng.choice(NOTES) if rng.random() < 0.4 else None
+    parts = []
+    for _ in range(rng.choice((1, 2, 3, 4))):
+        made = new_problem(rng)
+        steps = []
+        for s in made.steps:
+            equation = equals.format(s.left, s.op, s.right, s.result)
+            if note:
+                sum_ = equals.rsplit("{}", 1)[0].format(s.left, s.op, s.right)
+                equation = f"{sum_}{note[0]}{equation}{note[1]}{s.result}"
+            steps.append(s.tells.replace("{=}", equation) + "." if told else equation)
+        last = end.format(made.answer)
+        parts.append(f"{frame[0]}{made.question}{frame[1]} {join.join(steps)}{before_end}{last}")
+    return "\n\n".join(parts)
+
+
+def document(rng: random.Random, easy: bool) -> str:
+    r = rng.random()
+    if r < (0.6 if easy else 0.2):
+        return sums(rng)
+    if r < (0.65 if easy else 0.23):
+        return new_problem(rng).question.rsplit(". ", 1)[0] + "."
+    return problems(rng)
+
+
+def make_tokenizer(texts: list[str]) -> Tokenizer:
+    """Byte-level BPE over words; every digit is a token of its own, and so is the space before a number."""
+    tok = Tokenizer(models.BPE())
+    tok.normalizer = normalizers.Sequence([normalizers.Replace("\n", "\n ")])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(
+                Regex(r"'\p{L}+|\p{N}| ?\p{L}+| ?<<|>>| ?#+| ?[^\s\p{L}\p{N}]|\n|\s+(?!\S)|\s+"), "isolated"
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tok.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\n ", "\n")])
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tok.train_from_iterator(texts, trainer)
+    return tok
+
+
+def packed_rows(tok: Tokenizer, rng: random.Random, count: int, easy: bool) -> torch.Tensor:
+    """Return (rows, ROW) token ids: documents one after another, each from <bos> to <eos>."""
+    stream = [i for e in tok.encode_batch([document(rng, easy) for _ in range(count)]) for i in (1, *e.ids, 2)]
+    n = len(stream) // ROW
+    rows = torch.tensor(stream[: n * ROW]).view(n, ROW)
+    return rows[torch.randperm(n)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--steps", type=int, default=1600, help="length of the pre-training")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--state", help="a file to go on from, and to leave the state in after --slice minutes")
+    parser.add_argument("--slice", type=float, default=1e9)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(SEED)
+    rng = random.Random(SEED)
+    shown = P.rows("pretraining", 200, (2, 3, 4), 0)  # so that << >> #### and newline are tokens
+    tok = make_tokenizer([document(rng, False) for _ in range(8000)] + [r["answer"] for r in shown])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 3,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    print(sum(p.numel() for p in model.parameters()), "parameters", flush=True)
+    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    opts = [
+        torch.optim.Muon(hidden, lr=args.lr, weight_decay=0.01, ns_steps=4),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+    base = [o.param_groups[0]["lr"] for o in opts]
+
+    @torch.compile
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+            return torch.nn.functional.cross_entropy(logits.reshape(-1, VOCAB).float(), ids[:, 1:].reshape(-1))
+
+    def save() -> None:
+        import copy
+
+        whole = copy.deepcopy(model)
+        whole.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False)
+        whole.to(torch.bfloat16).save_pretrained(args.out)
+        fast.save_pretrained(args.out)
+
+    step, mean, start, seconds = 0, 0.0, time.monotonic(), 0.0
+    if args.state and Path(args.state).exists():
+        found = torch.load(args.state)
+        model.load_state_dict(found["model"])
+        for opt, kept in zip(opts, found["opts"], strict=True):
+            opt.load_state_dict(kept)
+        step, mean, seconds = found["step"], found["mean"], found["seconds"]
+    while step < args.steps:
+        # Text and order follow from the step alone: a run in slices reads what an unbroken one reads.
+        torch.manual_seed(SEED + step)
+        rows = packed_rows(tok, random.Random(f"{SEED} {step}"), CHUNK, easy=step < args.steps * 0.15)
+        for batch in rows[: len(rows) // BATCH * BATCH].split(BATCH):
+            done = step / args.steps
+            rate = min(1, (step + 1) / 100) * (1 if done < 0.5 else 2 * (1 - done) * 0.97 + 0.03)
+            for opt, lr in zip(opts, base, strict=True):
+                opt.param_groups[0]["lr"] = lr * rate
+            loss = loss_of(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for opt in opts:
+                opt.step()
+                opt.zero_grad()
+            step += 1
+            mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
+        spent = seconds + time.monotonic() - start
+        print(f"step {step} tokens {step * BATCH * ROW} minutes {spent / 60:.1f} loss {mean:.3f}", flush=True)
+        if args.state and (time.monotonic() - start > 60 * args.slice or step >= args.steps):
+            kept = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts]}
+            torch.save({**kept, "step": step, "mean": mean, "seconds": spent}, args.state)
+            break
+    save()
+
+
+if __name__ == "__main__":
+    main()
