@@ -88,10 +88,11 @@ def find_recipe(source: Source) -> Source:
     shipped = shipped_recipes()
     if name in shipped or "/" in name:
         return shipped.get(name, source)
-    near = difflib.get_close_matches(name, shipped, 1)
+    local = {path.stem: str(path) for path in Path().glob("*.yaml")}
+    near = difflib.get_close_matches(name, [*local, *shipped], 1)
     raise InputError(
         f"there is no file {source}, and no recipe of that name ships with ftkit",
-        f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(shipped)}",
+        f"did you mean {local.get(near[0], near[0])!r}?" if near else f"shipped: {', '.join(shipped)}",
     )
 
 
