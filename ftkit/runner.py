@@ -23,7 +23,7 @@ from .observers import Observers
 from .plugins import installed_plugins
 from .preflight import preflight
 from .recipe import Recipe
-from .records import Measurement, StageRecord
+from .records import Measurement, StageRecord, Task
 from .resuming import check_resumable, is_done, what_changed
 from .store import RunContext, list_runs, publish, read_json, utc_now, write_json
 
@@ -158,7 +158,7 @@ class _Execution:
 
     def train(self) -> dict[str, Any]:
         with _follow(self.run.path("train", "log.jsonl"), self.logged):
-            model = self.backend.train(self.run.task, self.run)
+            model = self.backend.train(_without_test(self.run.task), self.run)
         write_json(self.run.path("train", "model.json"), model.to_dict())
         ends = [row for row in self.run.log_rows() if row["event"] == "end"]
         return {k: v for k, v in ends[-1].items() if k not in ("event", "time")} if ends else {}
@@ -295,6 +295,11 @@ def confirm_price(estimates: Sequence[dict[str, Any]], console: Console, yes: bo
         f"not started: it would cost about {total:.2f} USD, and nobody confirmed that; nothing was spent",
         "confirm with --yes (in Python: yes=True)",
     )
+
+
+def _without_test(task: Task) -> Task:
+    """Return what training may see: what is measured is not there to be learned from."""
+    return replace(task, splits={split: rows for split, rows in task.splits.items() if split != "test"})
 
 
 def _spent(record: StageRecord, began: float) -> float:
