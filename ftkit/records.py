@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound="Record")
@@ -26,8 +26,8 @@ class Record:
     @classmethod
     def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
         """Build the record from `to_dict` data; unknown keys are ignored (a newer ftkit wrote them)."""
-        hints = _hints(cls)
-        return cls(**{name: _build(hints[name], value) for name, value in data.items() if name in hints})
+        readers = _readers(cls)
+        return cls(**{name: _read(readers[name], value) for name, value in data.items() if name in readers})
 
 
 def _plain(value: Any) -> Any:
@@ -40,31 +40,34 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_HINTS: dict[type, dict[str, Any]] = {}
+Reader = Callable[[Any], Any] | None  # builds a value from plain data; None where plain data is the value
+_READERS: dict[type, dict[str, Reader]] = {}
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    if cls not in _HINTS:  # resolving annotations costs far more than building a record
-        _HINTS[cls] = typing.get_type_hints(cls)
-    return _HINTS[cls]
+def _readers(cls: type) -> dict[str, Reader]:
+    if cls not in _READERS:  # looking at annotations costs far more than building a record
+        _READERS[cls] = {name: _reader(hint) for name, hint in typing.get_type_hints(cls).items()}
+    return _READERS[cls]
 
 
-def _build(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
+def _read(reader: Reader, value: Any) -> Any:
+    return value if reader is None or value is None else reader(value)
+
+
+def _reader(hint: Any) -> Reader:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [a for a in args if a is not type(None)]
-        return _build(inner[0], value) if len(inner) == 1 else value
-    if origin is tuple:
-        return tuple(_build(args[0], v) for v in value)
-    if origin is list:
-        return [_build(args[0], v) for v in value]
+        return _reader(inner[0]) if len(inner) == 1 else None
+    if origin in (tuple, list):
+        item, make = _reader(args[0]), origin
+        return make if item is None else lambda value: make(_read(item, v) for v in value)
     if origin is dict:
-        return {k: _build(args[1], v) for k, v in value.items()}
+        item = _reader(args[1])
+        return dict if item is None else lambda value: {k: _read(item, v) for k, v in value.items()}
     if isinstance(hint, type) and issubclass(hint, Record):
-        return hint.from_dict(value)
-    return value
+        return hint.from_dict
+    return None
 
 
 # ---------------------------------------------------------------- data and what is asked of a model

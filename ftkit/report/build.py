@@ -10,7 +10,6 @@ from .. import yaml_source
 from ..errors import InputError
 from ..plugins import installed_plugins
 from ..records import Curve, Metric, Pair, Report, Section
-from ..stats import example_means
 from ..store import RunContext, read_json, utc_now
 from .compare import deltas_of, primary_of, verdict_of
 from .measured import Measured, check_comparable, match_examples, read_all, unique
@@ -66,7 +65,7 @@ def _pairs(measured: Sequence[Measured], primary: str | None) -> Iterable[Pair]:
     shown = [m for m in measured if m.system.role != "extra"]
     if not shown or primary is None:
         return
-    values = {m.system.name: example_means(m.scores, primary) for m in shown}
+    values = {m.system.name: m.means(primary) for m in shown}
     tuned = next((m for m in shown if m.system.role == "tuned"), None)
     base = next((m for m in shown if m.system.role == "baseline"), None)
     for example in shown[0].examples:

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from ..console import number
 from ..records import Delta, System
-from ..stats import example_means, holm, paired_delta
+from ..stats import holm, paired_deltas
 from .measured import Measured
 
 UNSCORED_LIMIT = 0.02  # with a larger share of failed answers no verdict is given
 SIGNIFICANCE = 0.05
+_FINAL = ("tuned", "external")  # roles of what somebody would use in the end
 
 
 def primary_of(measured: Sequence[Measured]) -> str | None:
@@ -21,38 +22,29 @@ def primary_of(measured: Sequence[Measured]) -> str | None:
 
 
 def _comparisons(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
-    """Say which systems are compared: base to tuned of each run, controls to tuned, tuned to tuned."""
+    """Say which systems are compared: base and controls to tuned within a run, then tuned to tuned, base to base."""
     pairs = []
-    finals = [m for m in measured if m.system.role in ("tuned", "external")]
+    finals = [m for m in measured if m.system.role in _FINAL]
+    bases = [m for m in measured if m.system.role == "baseline"]
     for m in finals:
         for other in measured:
             alike = m.run.id in other.used_by or m.system.role == "external"
             if other.system.role in ("baseline", "control") and alike:
                 pairs.append((other, m))
-    return pairs + list(itertools.combinations(finals, 2))
+    return [*pairs, *itertools.combinations(finals, 2), *itertools.combinations(bases, 2)]
 
 
 def deltas_of(measured: Sequence[Measured], primary: str | None, warnings: list[str]) -> list[Delta]:
-    deltas: list[Delta] = []
-    for a, b in _comparisons(measured):
-        for name, metric in b.system.metrics.items():
-            values_a, values_b = example_means(a.scores, name), example_means(b.scores, name)
-            found = paired_delta(values_a, values_b)
-            if found.delta is None or name not in a.system.metrics:
-                continue
-            deltas.append(
-                Delta(
-                    a.system.name,
-                    b.system.name,
-                    name,
-                    found.delta,
-                    found.low,
-                    found.high,
-                    found.p_value,
-                    found.n,
-                    unit=metric.unit,
-                )
-            )
+    """Return the paired differences in every metric that two compared systems share; a verdict on the primary one."""
+    asked = [(a, b, name) for a, b in _comparisons(measured) for name in b.system.metrics if name in a.system.metrics]
+    found = paired_deltas([(a.means(name), b.means(name)) for a, b, name in asked])
+    deltas = [
+        Delta(
+            a.system.name, b.system.name, name, f.delta, f.low, f.high, f.p_value, f.n, unit=b.system.metrics[name].unit
+        )
+        for (a, b, name), f in zip(asked, found, strict=True)
+        if f.delta is not None
+    ]
     tested = [d for d in deltas if d.metric == primary and d.p_value is not None]
     if len(tested) > 1:
         for d, p in zip(tested, holm([d.p_value or 0.0 for d in tested]), strict=True):
@@ -83,36 +75,14 @@ def verdict_of(
 ) -> tuple[str, str]:
     """Return the headline and the sentence under it; says what is missing where no verdict can be given."""
     by_name = {m.system.name: m for m in measured}
+    finals = [m for m in measured if m.system.role in _FINAL]
     lines = []
     for delta in deltas:
-        a, b = by_name[delta.from_].system, by_name[delta.to].system
-        if delta.metric != primary or (a.role, b.role) not in (("baseline", "tuned"), ("baseline", "external")):
-            continue
-        unscored = _too_many_unscored([a, b], delta.metric)
-        if unscored:
-            lines.append((f"No verdict on {b.name}", unscored))
-            continue
-        sign = "+" if delta.delta >= 0 else "−"
-        unit = "points" if delta.unit == "fraction" else delta.unit
-        interval = (
-            f" [{_signed(delta.low, delta.unit)}, {_signed(delta.high, delta.unit)}]" if delta.low is not None else ""
-        )
-        change = f"{sign}{number(abs(delta.delta), delta.unit)} {unit}"
-        subject = f"{b.name} is {delta.verdict} than {a.name}"
-        if delta.verdict not in ("better", "worse"):
-            subject = f"No difference shown between {b.name} and {a.name}"
-            if b.metrics[delta.metric].higher_is_better is None:
-                subject = f"{b.name} against {a.name}: neither way is better by {delta.metric}"
-        low, high = _common_means(by_name[delta.from_], by_name[delta.to], delta.metric)
-        p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
-        corrected = " after Holm's correction" if delta.p_adjusted is not None else ""
-        lines.append(
-            (
-                subject,
-                f"{delta.metric} {number(low, delta.unit)} → {number(high, delta.unit)}: {change}, 95 % interval"
-                f"{interval}, p {_p(p)}{corrected}, n={delta.n}{', one training seed' if b.role == 'tuned' else ''}.",
-            )
-        )
+        a, b = by_name[delta.from_], by_name[delta.to]
+        from_base = a.system.role == "baseline" and b.system.role in _FINAL
+        only_two = len(finals) == 2 and a.system.role in _FINAL and b.system.role in _FINAL
+        if delta.metric == primary and (from_base or only_two):
+            lines.append(_sentence(delta, a, b))
     if not lines:
         stages = {m.system.role for m in measured}
         missing = [role for role in ("baseline", "tuned") if role not in stages]
@@ -123,9 +93,32 @@ def verdict_of(
     return head[0], " ".join([head[1], *(f"{title}. {text}" for title, text in rest)])
 
 
+def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
+    """Return what a difference means, and the numbers that say so."""
+    unscored = _too_many_unscored([a.system, b.system], delta.metric)
+    if unscored:
+        return f"No verdict on {b.system.name}", f"{unscored}."
+    if b.system.metrics[delta.metric].higher_is_better is None:
+        subject = f"{b.system.name} against {a.system.name}: neither way is better by {delta.metric}"
+    elif delta.verdict in ("better", "worse"):
+        subject = f"{b.system.name} is {delta.verdict} than {a.system.name}"
+    else:
+        subject = f"No difference shown between {b.system.name} and {a.system.name}"
+    unit = "points" if delta.unit == "fraction" else delta.unit
+    change = f"{_signed(delta.delta, delta.unit)} {unit}"
+    ends = f" [{_signed(delta.low, delta.unit)}, {_signed(delta.high, delta.unit)}]" if delta.low is not None else ""
+    before, after = (number(mean, delta.unit) for mean in _common_means(a, b, delta.metric))
+    p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
+    corrected = " after Holm's correction" if delta.p_adjusted is not None else ""
+    seed = ", one training seed" if b.system.role == "tuned" else ""
+    return subject, (
+        f"{delta.metric} {before} → {after}: {change}, 95 % interval{ends}, p {_p(p)}{corrected}, n={delta.n}{seed}."
+    )
+
+
 def _common_means(a: Measured, b: Measured, metric: str) -> tuple[float, float]:
     """Return both systems' means over the examples that both have scored: what the delta speaks of."""
-    values_a, values_b = example_means(a.scores, metric), example_means(b.scores, metric)
+    values_a, values_b = a.means(metric), b.means(metric)
     ids = values_a.keys() & values_b.keys()
     return sum(values_a[i] for i in ids) / len(ids), sum(values_b[i] for i in ids) / len(ids)
 

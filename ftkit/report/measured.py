@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ..data import normalise
 from ..errors import InputError
 from ..records import Example, ModelRef, Prediction, RunRecord, Score, System
+from ..stats import example_means
 from ..store import RunContext, digest, read_json, read_jsonl
 
 _ROLES = {"baseline": "baseline", "tuned": "tuned", "predictions": "external"}
@@ -27,10 +29,23 @@ class Measured:
 
     system: System
     run: RunContext
-    examples: list[Example]
     predictions: dict[str, Prediction]
     scores: list[Score]
-    used_by: set[str] = dataclasses.field(default_factory=set)  # ids of the runs that share this measurement
+    used_by: set[str]  # ids of the runs that share this measurement
+    _means: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def examples(self) -> list[Example]:
+        """The rows that were measured; read when they are asked for, as most measurements share theirs."""
+        own = self.run.path(self.system.stage, "examples.jsonl")
+        path = own if own.exists() else self.run.path("data", f"{self.system.settings['split']}.jsonl")
+        return [Example.from_dict(row) for row in read_jsonl(path)]
+
+    def means(self, metric: str) -> dict[str, float]:
+        """Return each example's value of one metric; what has no score is left out."""
+        if metric not in self._means:
+            self._means[metric] = example_means(self.scores, metric)
+        return self._means[metric]
 
 
 def read_all(runs: Sequence[RunContext]) -> list[Measured]:
@@ -80,16 +95,10 @@ def _read(run: RunContext, record: RunRecord, stage: str, label: str) -> Measure
         settings=data.get("settings", {}),
         info=model.meta if model else {},
     )
-    own = run.path(stage, "examples.jsonl")
-    examples = (
-        [Example.from_dict(row) for row in read_jsonl(own)]
-        if own.exists()
-        else list(run.task.splits[data["settings"]["split"]])
-    )
     predictions: dict[str, Prediction] = {}
     for p in run.predictions(stage):
         predictions.setdefault(p.example_id, p)  # of several samples, the first is shown
-    return Measured(system, run, examples, predictions, run.scores(stage), {run.id})
+    return Measured(system, run, predictions, run.scores(stage), {run.id})
 
 
 def _add(a: float | None, b: float | None) -> float | None:
@@ -177,7 +186,7 @@ def match_examples(measured: Sequence[Measured], notes: list[str]) -> None:
     for m in measured[1:]:
         if m.system.role == "extra" or m.system.settings.get("rows") == first.system.settings.get("rows"):
             continue
-        made_up = any(side.run.task.source.get("ids") == "made up" for side in (first, m))
+        made_up = any(_made_up_ids(side.run) for side in (first, m))
         if not made_up and all(e.id in ids and _same_input(ids[e.id], e) for e in m.examples):
             names = {e.id: e.id for e in m.examples}
         else:
@@ -189,6 +198,11 @@ def match_examples(measured: Sequence[Measured], notes: list[str]) -> None:
         notes.append(f"{m.system.name}: {len(names)} of {len(first.examples)} examples matched")
         m.predictions = {names[i]: p for i, p in m.predictions.items() if i in names}
         m.scores = [replace(s, example_id=names[s.example_id]) for s in m.scores if s.example_id in names]
+
+
+def _made_up_ids(run: RunContext) -> bool:
+    """Say whether the rows came without ids, so that theirs are mere row numbers."""
+    return bool(read_json(run.path("data", "task.json")).get("source", {}).get("ids") == "made up")
 
 
 def _same_input(a: Example, b: Example) -> bool:

@@ -95,6 +95,22 @@ def test_a_shared_baseline_is_shown_once_and_holm_corrects(go: Callable[..., Run
     assert not any(d.p_adjusted for d in report(runs[0]).deltas)
 
 
+def test_two_backends_are_four_systems_with_bases_and_tuned_compared(go: Callable[..., Run]) -> None:
+    """Two base models: each tuned model against its own base, tuned against tuned, base against base."""
+    found = report(go(name="here"), go({"base_model": "other-base", "skill": 0.4, "batch_size": 5}, name="there"))
+    assert [s.name for s in found.systems] == ["here baseline", "here tuned", "there baseline", "there tuned"]
+    tested = [d for d in found.deltas if d.metric == "overlap"]
+    assert [(d.from_, d.to) for d in tested] == [
+        ("here baseline", "here tuned"),
+        ("there baseline", "there tuned"),
+        ("here tuned", "there tuned"),
+        ("here baseline", "there baseline"),
+    ]
+    assert [d.p_adjusted for d in tested] == pytest.approx(holm([d.p_value or 0.0 for d in tested]))
+    assert [d.verdict for d in tested] == ["better", "better", "worse", "no difference shown"]
+    assert "there tuned is worse than here tuned" in found.verdict_detail
+
+
 def test_deltas_are_paired_means(go: Callable[..., Run]) -> None:
     run = go({"fail": ["test-0"]})
     by_id = [{s.example_id: s.values for s in run.context.scores(stage)} for stage in ("baseline", "tuned")]
