@@ -44,6 +44,7 @@ class TrainOptions(Options):
     micro_batch_size: int = Field(4, gt=0, description="examples per forward pass and device")
     gradient_accumulation_steps: int = Field(1, gt=0, description="forward passes per optimizer step")
     sequence_len: int = Field(512, ge=16, description="tokens per example; a longer prompt is cut in its middle")
+    allow_cut_targets: bool = Field(False, description="train on answers that sequence_len cuts: they lose their end")
     group_by_length: bool = Field(False, description="batch examples of like length: less padding, less random order")
     optimizer: str = Field("adamw_torch", description="optimizer, as transformers names it")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -117,10 +118,9 @@ class TrlSftLora(Backend):
 
     def render(self, examples: Iterable[Example]) -> Iterator[Rendered]:
         from ._model import load_tokenizer
-        from ._render import render
+        from ._render import Chat
 
-        tokenizer = load_tokenizer(self.options)
-        return (render(tokenizer, example, self.options) for example in examples)
+        return Chat(load_tokenizer(self.options), self.options).render(examples)
 
     def base_model(self) -> ModelRef:
         uri = self.options.base_model

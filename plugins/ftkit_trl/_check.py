@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ftkit.errors import InputError
-from ftkit.records import Finding, Task
+from ftkit.errors import InputError, RunFailed
+from ftkit.records import Finding, Rendered, Task
 
 from ._model import device, dtype, load_config, load_tokenizer
+from ._render import Chat
 
 if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
@@ -38,13 +39,14 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
         )
     try:
         model = _skeleton(options)
-        load_tokenizer(options)
+        tokenizer = load_tokenizer(options)
     except InputError as error:
         hint = error.hint or ""
         if device().type == "cpu" and "hub cannot be reached" in error.message:
             hint += "\n  this machine has no GPU: `ftkit run quickstart` works on a CPU without any download"
         yield Finding("error", error.message, hint.strip() or None, "backend.base_model")
         return
+    yield from _template_findings(tokenizer, options)
     if backend.adapter:
         names = {
             name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
@@ -72,6 +74,46 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
             "warning",
             f"needs about {memory / 1e9:.1f} GB (a rough estimate), and this GPU has {free / 1e9:.1f} GB free",
             "lower backend.micro_batch_size or backend.sequence_len, or set backend.gradient_checkpointing",
+        )
+
+
+def _template_findings(tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> Iterator[Finding]:
+    """Yield what is to be known of the chat template before any row is put into it."""
+    try:
+        chat = Chat(tokenizer, options)
+    except InputError as error:
+        yield Finding("error", error.message, error.hint, "backend.chat_template")
+        return
+    if chat.dated:
+        yield Finding("note", f"the chat template tells the model the date: it is always {chat.date:%d %b %Y}",
+                      "backend.template_date changes it", "backend.template_date")  # fmt: skip
+    if chat.closing:
+        yield Finding("note", f"the chat template ends answers with no special token: they end with {tokenizer.eos_token}",
+                      key="backend.chat_template")  # fmt: skip
+
+
+def refuse_faulty(rows: Sequence[Rendered]) -> None:
+    """Raise RunFailed where a training row must not be learned: what `prepare` found may have changed since."""
+    faulty = [row for row in rows if row.finding is not None and row.finding.level == "error"]
+    if faulty:
+        row = faulty[0]
+        raise RunFailed(
+            f"example {row.example_id!r}: {row.finding.message} ({len(faulty)} such rows)", row.finding.hint
+        )
+
+
+def refuse_masked(collate: Callable[[list[dict[str, Any]]], Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RunFailed where the trainer's batches do not learn exactly the labels of these rows.
+
+    A collator that masks by token loses the end of every answer where the pad token is the end-of-turn token.
+    """
+    some = [dict(row) for row in rows]
+    labels = collate(some)["labels"]  # (B, T)
+    learned, meant = labels[labels != -100].tolist(), [i for row in some for i in row["labels"] if i != -100]
+    if learned != meant:
+        raise RunFailed(
+            f"the trainer learns {len(learned)} tokens of the first rows, not the {len(meant)} it was given",
+            "this is a defect of the installed trl with ftkit: `pip install -c constraints.txt trl`",
         )
 
 

@@ -14,8 +14,8 @@ from ftkit.api import Session
 from ftkit.records import Example, Generation, ModelRef, Prediction
 from ftkit.store import RunContext
 
-from ._model import load_model, load_tokenizer, peak_memory
-from ._render import cut_middle, encode, end_ids, prompt_text, render
+from ._model import known_ends, load_model, load_tokenizer, peak_memory
+from ._render import Chat, cut_middle
 
 if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
@@ -27,7 +27,8 @@ class TrlSession(Session):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self.prompts_cut = 0  # prompts longer than the context leaves room for
-        self.ends = sorted(end_ids(tokenizer, options))
+        self.chat = Chat(tokenizer, options)
+        self.ends = sorted(self.chat.ends | known_ends(model))
 
     def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
         for batch in batches:
@@ -39,7 +40,7 @@ class TrlSession(Session):
         began = time.monotonic()
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         limit = max(16, context - generation.max_new_tokens)
-        whole = [encode(self.tokenizer, prompt_text(self.tokenizer, e, self.options)) for e in batch]
+        whole = self.chat.prompts(batch)
         prompts = [cut_middle(ids, limit) for ids in whole]
         self.prompts_cut += sum(len(ids) > limit for ids in whole)
         inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)  # (B, T)
@@ -85,8 +86,7 @@ class TrlSession(Session):
     @torch.inference_mode()
     def loss(self, batch: Sequence[Example]) -> list[float]:
         losses = []
-        for example in batch:
-            shown = render(self.tokenizer, example, self.options)
+        for shown in self.chat.render(batch):
             ids = torch.tensor([shown.ids], device=self.model.device)  # (1, T)
             logits = self.model(input_ids=ids).logits[0, shown.n_prompt - 1 : -1].float()  # (learned, vocabulary)
             losses.append(torch.nn.functional.cross_entropy(logits, ids[0, shown.n_prompt :]).item())

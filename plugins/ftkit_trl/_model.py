@@ -17,6 +17,8 @@ from ftkit.hub import explain, prefer_cache_when_unreachable
 from ftkit.records import ModelRef
 from ftkit.store import RunContext
 
+from ._took import check_attached, check_complete
+
 if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
 
@@ -102,6 +104,12 @@ def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def known_ends(model: PreTrainedModel) -> set[int]:
+    """Return the tokens that the model itself is known to end its answers with (some have several)."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
 def _load_arguments(options: TrainOptions) -> dict[str, Any]:
     """Return what the base and the fully trained model are loaded with alike."""
     arguments: dict[str, Any] = {
@@ -146,9 +154,14 @@ def load_model(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> PreTraine
     if ref.kind == "adapter":
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(load_base(backend), run.resolve_uri(ref.uri))
+        model = PeftModel.from_pretrained(load_base(backend), run.resolve_uri(ref.uri))
+        check_attached(model, run.resolve_uri(ref.uri))
+        return model
     if ref.meta.get("trained"):  # all weights, in the run directory
-        return AutoModelForCausalLM.from_pretrained(run.resolve_uri(ref.uri), **_load_arguments(backend.options))
+        folder, arguments = run.resolve_uri(ref.uri), _load_arguments(backend.options)
+        model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+        check_complete(loading, folder)
+        return model
     return load_base(backend)
 
 
@@ -163,7 +176,7 @@ def identity(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> dict[str, A
         "quantisation": "nf4-double" if backend.quantised else None,
         "dtype": str(dtype(options)).removeprefix("torch."),
         "attention": options.attn_implementation,
-        "chat_template": _sha256(load_tokenizer(options).chat_template.encode()),
+        "chat_template": _sha256(str(load_tokenizer(options).get_chat_template()).encode()),
         "template_date": options.template_date,
         "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
         "threads": torch.get_num_threads() if where.type == "cpu" else None,

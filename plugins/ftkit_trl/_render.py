@@ -1,62 +1,240 @@
 """Messages to tokens: one place decides what the model reads and which tokens it learns.
 
-The prompt is tokenised by itself, as it is when the model generates, so that training and
-measuring see the same tokens. Only the answer and its end-of-turn token are learned.
+The prompt is tokenised by itself, as it is when the model generates, so that training and measuring
+see the same tokens. Only what follows it is learned: what the template puts in front of an answer (an
+empty thinking part, a channel), the answer, and the token that ends the turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from ftkit.errors import InputError
-from ftkit.records import Example, Message, Rendered
+from ftkit.records import Example, Finding, Message, Rendered
 
 if TYPE_CHECKING:
     from . import TrainOptions
 
-
-def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: TrainOptions, prompt: bool) -> str:
-    try:
-        text = tokenizer.apply_chat_template(
-            [m.to_dict() for m in messages],
-            tokenize=False,
-            add_generation_prompt=prompt,
-            strftime_now=lambda _format: options.template_date,  # else the prompt changes from day to day
-        )
-    except Exception as error:  # a template is a program: it may raise what it likes
-        raise InputError(f"the chat template refuses these messages: {error}", "see backend.chat_template") from None
-    return str(text)
+_CHUNK = 512  # examples that are rendered and tokenised together
+_QUESTION, _ANSWER = "⁂question⁂", "⁂answer⁂"  # what a template is probed with
+_OPEN, _CLOSE = "\ue000", "\ue001"  # around special tokens in a row's own text, which are read as plain text
+_LOOK = "look at backend.chat_template, or write the template to a .jinja file and name it there"
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example, options: TrainOptions) -> str:
-    """Return the text that the model continues."""
-    return _text(tokenizer, example.messages, options, prompt=True)
+@dataclass(frozen=True)
+class _Turn:
+    """One example as text: what the model is given, and the answer with what ends it."""
+
+    prompt: str
+    answer: str
 
 
-def answer_text(tokenizer: PreTrainedTokenizerBase, example: Example, options: TrainOptions) -> str:
-    """Return the text that follows the prompt: the first target, and what ends the assistant's turn."""
-    prompt = prompt_text(tokenizer, example, options)
-    turn = Message("assistant", example.targets[0])
-    whole = _text(tokenizer, [*example.messages, turn], options, prompt=False)
-    if not whole.startswith(prompt):
-        # Some templates put more into the generation prompt than into a past turn (an empty "thinking" part).
-        before = _text(tokenizer, example.messages, options, prompt=False)
-        if not whole.startswith(before) or example.targets[0] not in whole[len(before) :]:
+class Chat:
+    """A tokenizer with its chat template: turns examples into prompts, and into training examples.
+
+    `ends` are the tokens that end an answer; `header` is what the template puts between the prompt and an
+    answer: it is part of the prompt when the model generates, and learned, so that a deployed model writes
+    it by itself. Raises InputError where the template cannot be trained on as it is used.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
+        self.tokenizer, self.options = tokenizer, options
+        self.date = _date(options.template_date)
+        self.template = _with_fixed_date(str(tokenizer.get_chat_template()), self.date)
+        self.blocks = False  # messages of vision models are lists of blocks
+        prompt, whole = self._probe()
+        before, _, after = whole.partition(_ANSWER)
+        stem = _common_start(prompt, before)
+        self.cut = prompt[len(stem) :]  # what the generation prompt has and a past turn has not
+        self.lead = before[len(stem) :].rstrip(" ") if before[len(stem) :].strip() else ""  # and the other way round
+        if self.cut and not prompt.endswith("<think>\n"):
             raise InputError(
-                "the chat template rewrites the prompt once an answer follows it", "see backend.chat_template"
+                f"the chat template's generation prompt ends with {prompt[-40:]!r}, but answers come after "
+                f"{before[-40:]!r}: the model would be trained on a prompt that it is never given",
+                _LOOK,
             )
-        rest = whole[len(before) :]
-        return rest[rest.index(example.targets[0]) :]
-    return whole[len(prompt) :]
+        # A thinking part that only the generation prompt opens is closed: targets hold no thoughts.
+        self.header = "\n</think>\n\n" if self.cut else self.lead
+        self.header_ids = self._encode([self.header])[0] if self.header else []
 
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
+        added |= set(tokenizer.all_special_ids)
+        closing = [i for i in self._encode([after])[0] if i in added and i != tokenizer.bos_token_id] if after else []
+        eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self.ends = {*closing, *eos}
+        self.closing = [] if closing else eos  # a template that ends no turn: the tokenizer's own end does
+        specials = sorted(filter(str.strip, tokenizer.all_special_tokens), key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return token ids; the template has already written the special tokens."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    @property
+    def dated(self) -> bool:
+        """Say whether the template puts a date into the prompt."""
+        return "strftime_now" in self.template or "date_string" in self.template
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The text of each token id: a look-up here is many times faster than asking the tokenizer."""
+        return self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Return the token ids that the model continues, one list per example."""
+        texts = self._texts([self._plain(e.messages) for e in examples], prompt=True)
+        return [[*ids, *self.header_ids] for ids in self._encode(texts)]
+
+    def prompt_text(self, example: Example) -> str:
+        """Return the text that the model continues."""
+        return _unmarked(self._texts([self._plain(example.messages)], prompt=True)[0]) + self.header
+
+    def render(self, examples: Iterable[Example]) -> Iterator[Rendered]:
+        """Yield training examples: prompt tokens (not learned), then answer tokens (learned).
+
+        What must not be trained on carries a finding; where the template refuses the messages, it has no tokens.
+        """
+        rows = iter(examples)
+        while chunk := list(islice(rows, _CHUNK)):
+            turns = self._turns(chunk)
+            good = [turn for turn in turns if isinstance(turn, _Turn)]
+            prompts, answers = (
+                iter(self._encode([t.prompt for t in good])),
+                iter(self._encode([t.answer for t in good])),
+            )
+            shown = [
+                self._rendered(example.id, next(prompts), next(answers))
+                if isinstance(turn, _Turn)
+                else Rendered(example.id, "", (), (), (), 0, finding=turn)
+                for example, turn in zip(chunk, turns, strict=True)
+            ]
+            yield from shown
+
+    def _rendered(self, name: str, prompt: list[int], answer: list[int]) -> Rendered:
+        while answer and not self.closing and answer[-1] not in self.ends and self.ends.intersection(answer):
+            answer = answer[:-1]  # the line break after a turn's end is nothing to learn
+        learned = [*self.header_ids, *answer, *self.closing]
+        limit = self.options.sequence_len
+        kept = learned[: limit - 1]
+        start = cut_middle(prompt, limit - len(kept))
+        ids = start + kept
+        return Rendered(
+            example_id=name,
+            text=self.tokenizer.decode(ids),
+            ids=tuple(ids),
+            tokens=tuple([self.vocabulary[i] for i in ids]),
+            learned=(False,) * len(start) + (True,) * len(kept),
+            n_prompt=len(start),
+            truncated=(len(prompt) - len(start), len(learned) - len(kept)),
+            finding=self._fault(start, kept, len(learned) - len(kept)),
+        )
+
+    def _fault(self, prompt: list[int], learned: list[int], lost: int) -> Finding | None:
+        """Return what makes these tokens unfit for training."""
+        bos = self.tokenizer.bos_token_id
+        if lost and not self.options.allow_cut_targets:
+            return Finding(
+                "error",
+                "the target does not fit into backend.sequence_len, so its end-of-turn token is not learned",
+                f"raise backend.sequence_len (this one needs {lost} tokens more), shorten or leave out the row, "
+                "or train on cut answers all the same: backend.allow_cut_targets: true",
+                "backend.sequence_len",
+            )
+        if not learned:
+            return Finding("error", "no token is learned: the target is empty", "leave out the row")
+        if not lost and learned[-1] not in self.ends:
+            return Finding("error", "the end-of-turn token is not learned: the chat template writes none and the "
+                           "tokenizer has no eos_token", _LOOK, "backend.chat_template")  # fmt: skip
+        if bos is not None and prompt[:2] == [bos, bos]:
+            return Finding("error", "BOS is doubled: the chat template writes it twice", _LOOK, "backend.chat_template")
+        return None
+
+    def _turns(self, examples: Sequence[Example]) -> list[_Turn | Finding]:
+        chats = [self._plain(e.messages) for e in examples]
+        targets = [self._plain([Message("assistant", e.targets[0])])[0] for e in examples]
+        try:
+            prompts = self._texts(chats, prompt=True)
+            wholes = self._texts([[*c, t] for c, t in zip(chats, targets, strict=True)], prompt=False)
+        except InputError as error:
+            if len(examples) > 1:  # one of them: the others are still worth seeing
+                return [turn for e in examples for turn in self._turns([e])]
+            return [Finding("error", error.message, error.hint, "backend.chat_template")]
+        return [self._turn(*texts) for texts in zip(prompts, wholes, (t.content for t in targets), strict=True)]
+
+    def _turn(self, prompt: str, whole: str, target: str) -> _Turn | Finding:
+        stem = prompt[: len(prompt) - len(self.cut)] + self.lead
+        answer = whole[len(stem) :]
+        if not whole.startswith(stem) or target.strip() not in answer:
+            return Finding(
+                "error",
+                "the chat template rewrites the prompt or the target once they stand together: what is trained "
+                "would not be what is asked",
+                f"a target with a thinking part of its own (</think>) is one cause; {_LOOK}",
+                "backend.chat_template",
+            )
+        return _Turn(prompt, answer)
+
+    def _probe(self) -> tuple[str, str]:
+        """Return the prompt and the whole conversation of a probe; says whether messages are blocks."""
+        user, assistant = Message("user", _QUESTION), Message("assistant", _ANSWER)
+        problem = InputError("the chat template leaves out what the messages say", _LOOK)
+        for self.blocks in (False, True):
+            try:
+                (prompt,), (whole,) = self._texts([[user]], prompt=True), self._texts([[user, assistant]], prompt=False)
+            except InputError as error:
+                problem = error
+                continue
+            if _QUESTION in prompt and prompt.partition(_QUESTION)[0] + _QUESTION in whole and _ANSWER in whole:
+                return prompt, whole
+        raise problem
+
+    def _plain(self, messages: Sequence[Message]) -> list[Message]:
+        """Mark special tokens in the messages' own text, so that `_encode` reads them as text."""
+        return [
+            Message(m.role, self.special.sub(rf"{_OPEN}\g<0>{_CLOSE}", m.content))
+            if self.special.search(m.content)
+            else m
+            for m in messages
+        ]
+
+    def _texts(self, chats: Sequence[Sequence[Message]], prompt: bool) -> list[str]:
+        try:
+            texts = self.tokenizer.apply_chat_template(
+                [[{"role": m.role, "content": self._content(m.content)} for m in chat] for chat in chats],
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                date_string=self.date.strftime("%d %b %Y"),  # so Llama's templates call it
+            )
+        except Exception as error:  # a template is a program: it may raise what it likes
+            raise InputError(f"the chat template refuses these messages: {error}", _LOOK) from None
+        return [str(text) for text in texts]
+
+    def _content(self, text: str) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": text}] if self.blocks else text
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Return token ids; the template has already written the special tokens."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        for n, text in enumerate(texts):
+            if _OPEN in text:
+                ids[n] = [i for part in re.split(f"({_OPEN}.*?{_CLOSE})", text) if part for i in self._pieces(part)]
+        return ids
+
+    def _pieces(self, text: str) -> list[int]:
+        marked = text.startswith(_OPEN) and text.endswith(_CLOSE)
+        ids: list[int] = self.tokenizer(
+            text[1:-1] if marked else text, add_special_tokens=False, split_special_tokens=marked, verbose=False
+        )["input_ids"]
+        return ids
 
 
 def cut_middle(ids: list[int], limit: int) -> list[int]:
@@ -67,30 +245,31 @@ def cut_middle(ids: list[int], limit: int) -> list[int]:
     return ids[:head] + ids[len(ids) - (limit - head) :]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, example: Example, options: TrainOptions) -> Rendered:
-    """Return one training example: prompt tokens (not learned), then answer tokens (learned)."""
-    prompt = encode(tokenizer, prompt_text(tokenizer, example, options))
-    answer = encode(tokenizer, answer_text(tokenizer, example, options))
-    kept_answer = answer[: options.sequence_len - 1]
-    kept_prompt = cut_middle(prompt, options.sequence_len - len(kept_answer))
-    ids = kept_prompt + kept_answer
-    return Rendered(
-        example_id=example.id,
-        text=tokenizer.decode(ids),
-        ids=tuple(ids),
-        tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
-        learned=(False,) * len(kept_prompt) + (True,) * len(kept_answer),
-        n_prompt=len(kept_prompt),
-        truncated=(len(prompt) - len(kept_prompt), len(answer) - len(kept_answer)),
-    )
+def _common_start(a: str, b: str) -> str:
+    return a[: next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> set[int]:
-    """Return the tokens that end an answer: end of sequence, and what the template puts after a turn."""
-    ends = {tokenizer.eos_token_id} - {None}
-    probe = Example("probe", (Message("user", "a"),), ("b",))
-    specials = set(tokenizer.all_special_ids)
-    ends |= {i for i in encode(tokenizer, answer_text(tokenizer, probe, options)) if i in specials} - {
-        tokenizer.bos_token_id
-    }
-    return ends
+def _unmarked(text: str) -> str:
+    return text.replace(_OPEN, "").replace(_CLOSE, "")
+
+
+def _date(text: str) -> date:
+    for form in ("%d %b %Y", "%Y-%m-%d"):
+        try:
+            return datetime.strptime(text, form).date()
+        except ValueError:
+            continue
+    raise InputError(f"backend.template_date: {text!r} is no date", "write it like 26 Jul 2024 or 2024-07-26")
+
+
+def _with_fixed_date(template: str, day: date) -> str:
+    """Return the template with a `strftime_now` of its own that always tells `day`.
+
+    A function cannot be handed in for it: transformers lets nothing but plain data into a template.
+    """
+    if "strftime_now" not in template:
+        return template
+    told = {f"%{c}": day.strftime(f"%{c}") for c in "aAbBcdHIjmMpSuUwWxXyY"}
+    told |= {"%F": day.isoformat(), "%-d": str(day.day), "%-m": str(day.month), "%%": "%"}
+    replaced = "".join(f"|replace('{form}', '{text}')" for form, text in told.items())
+    return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}{{ '' }}" + template

@@ -18,9 +18,11 @@ from ftkit.measure import plan
 from ftkit.records import Example, ModelRef, Task
 from ftkit.store import Journal, RunContext, write_atomic
 
+from ._check import refuse_faulty, refuse_masked
 from ._generate import TrlSession
 from ._model import device, dtype, load_base, load_tokenizer, peak_memory
-from ._render import render
+from ._render import Chat
+from ._took import judge, sample
 
 if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
@@ -35,7 +37,8 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
     options = backend.options
     set_seed(run.seed)
     tokenizer = load_tokenizer(options)
-    rows = [render(tokenizer, example, options) for example in task.train]
+    rows = list(Chat(tokenizer, options).render(task.train))
+    refuse_faulty(rows)
     dataset = Dataset.from_dict(
         {
             "input_ids": [row.ids for row in rows],
@@ -51,6 +54,7 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
         peft_config=_lora(options) if backend.adapter else None,
         callbacks=[_Checkpoints()],
     )
+    refuse_masked(trainer.data_collator, [dataset[i] for i in range(min(2, len(dataset)))])
     trainer.add_callback(_Snapshots(trainer.model, options.snapshots, run))
     trainer.add_callback(_Watch(trainer.model, tokenizer, options, task, run))
     for parameter in trainer.model.parameters():
@@ -58,6 +62,7 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
+    before = sample(trainer.model)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     earlier = _earlier_seconds(run)
@@ -74,6 +79,7 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
     else:
         trainer.model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
+    judge(before, staging, run)
     publish(staging, run.path("train", "model"))
     state = trainer.state
     price = {} if options.usd_per_hour is None else {"usd": options.usd_per_hour * (earlier + seconds) / 3600}
