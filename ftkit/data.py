@@ -110,9 +110,9 @@ def _problem(key: str, message: str, hint: str | None = None) -> Problem:
 
 def missing_splits(found: Iterable[str], wanted: Wanted) -> list[Problem]:
     """Return a problem for each split that is wanted whole and that the source does not have."""
-    lacks = "is one table without splits" if set(found) == {"all"} else f"has none (it has {', '.join(sorted(found))})"
+    has = "it is one table" if set(found) == {"all"} else f"it has {', '.join(sorted(found))}"
     return [
-        _problem(f"dataset.splits.{split}", f"all {split} rows are wanted, and the data {lacks}",
+        _problem(f"dataset.splits.{split}", f"the data has no {split} split ({has})",
                  f"say how many: --set dataset.splits.{split}=200")
         for split in ("test", "validation")
         if split not in found and wanted.get(split) == "all"

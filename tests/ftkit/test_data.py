@@ -14,13 +14,12 @@ import pytest
 
 from ftkit.audit import audit_warnings
 from ftkit.data import load_task
-from ftkit.errors import InputError
+from ftkit.errors import InputError, RecipeError
 from ftkit.recipe import load_recipe
 from ftkit.records import Message, Task
-from ftkit.rows import read_file
+from ftkit.rows import column_names, read_file
 from ftkit.store import RunContext
 
-SAMSUM = Path(__file__).parents[3] / "shared" / "data" / "samsum"
 pytestmark = pytest.mark.usefixtures("fakes")
 
 ROWS = [{"input": f"dialogue {i}", "target": f"summary {i}"} for i in range(40)]
@@ -117,6 +116,41 @@ def test_unreadable_files_say_why(tmp_path: Path, name: str, content: bytes, say
     with pytest.raises(InputError) as caught:
         read_file(tmp_path / name)
     assert says in str(caught.value) and str(tmp_path / name) in str(caught.value)
+
+
+def test_all_that_the_data_lack_at_once(tmp_path: Path, task_of: Any) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(RecipeError) as caught:
+        task_of(path, columns={"input": "inputs", "meta": ["who"]}, splits={"test": 500, "validation": "all"})
+    found = {p.key: p for p in caught.value.problems}
+    assert set(found) == {
+        "dataset.columns.input",
+        "dataset.columns.meta.0",
+        "dataset.splits.test",
+        "dataset.splits.validation",
+    }
+    assert found["dataset.columns.input"].hint == "did you mean `input`?\n  they have: input, target"
+    assert "500 rows are wanted and there are only 40" in found["dataset.splits.test"].message
+    assert "no validation split (it is one table)" in found["dataset.splits.validation"].message
+
+
+def test_a_column_that_only_late_rows_have_is_no_mistake(tmp_path: Path, task_of: Any) -> None:
+    rows = [{**row, "who": "x"} if i > 150 else row for i, row in enumerate(ROWS * 5)]
+    for suffix in (".jsonl", ".json"):
+        path = write(tmp_path / f"rows{suffix}", rows)
+        assert column_names(path, ["who"]) == {"input", "target", "who"}
+        assert column_names(path, ["nobody"]) == {"input", "target"}
+        task, _ = task_of(path, columns={"meta": ["who"]}, splits={"test": 5, "validation": 5})
+        assert {e.meta["who"] for e in task.test} <= {None, "x"}
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+def test_columns_are_known_without_reading_all_rows(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"rows{suffix}", ROWS)
+    assert column_names(path, ["input"]) == {"input", "target"}
+    path.write_bytes(b"\xff broken")
+    with pytest.raises(InputError, match=str(path)):
+        column_names(path, ["input"])
 
 
 def test_a_missing_column_names_those_there_are(tmp_path: Path, task_of: Any) -> None:
@@ -289,30 +323,3 @@ def test_audit_counts(tmp_path: Path, task_of: Any) -> None:
         and clean.fingerprints["train"] != task.fingerprints["train"]
     )
     assert not [w for w in audit_warnings(audit) if "also occurs" in w]
-
-
-@pytest.mark.skipif(not SAMSUM.is_dir(), reason="the real SAMSum corpus is not beside the repository")
-def test_audit_of_the_whole_real_samsum(task_of: Any) -> None:
-    raw = {
-        s: json.loads((SAMSUM / f"{f}.json").read_text())
-        for s, f in (("train", "train"), ("validation", "val"), ("test", "test"))
-    }
-
-    def plain(text: str) -> str:
-        return " ".join(unicodedata.normalize("NFC", text).split())
-
-    task, audit = task_of(SAMSUM, columns={"input": "dialogue", "target": "summary"})
-    train = {plain(row["dialogue"]) for row in raw["train"]}
-    for split, part in raw.items():
-        texts = [plain(row["dialogue"]) for row in part]
-        facts = audit["splits"][split]
-        assert facts["rows"] == len(part) == len(task.splits[split])
-        assert facts["empty_inputs"] == [row["id"] for row, text in zip(part, texts, strict=True) if text == ""]
-        assert facts["empty_targets"] == [row["id"] for row in part if not row["summary"].strip()]
-        assert facts["repeats"] == len(texts) - len(set(texts))
-        if split != "train":
-            leaked = [row["id"] for row, text in zip(part, texts, strict=True) if text and text in train]
-            assert audit["leaks"][split]["rows"] == len(leaked) and audit["leaks"][split]["ids"] == leaked[:100]
-    assert sum(f["repeats"] for f in audit["splits"].values()) > 0
-    assert sum(leak["rows"] for leak in audit["leaks"].values()) > 0
-    assert sum(len(f["empty_inputs"]) for f in audit["splits"].values()) > 0
