@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+
+import httpx2
 
 from ftkit.api import Session
 from ftkit.records import Example, Generation, ModelRef, Prediction
@@ -175,6 +178,7 @@ class ChatSession(Session):
         self.succeeded = time.monotonic()
         waiting = iter(batches)
         under_way: dict[Future[list[Prediction]], Sequence[Example]] = {}
+        done: queue.SimpleQueue[Future[list[Prediction]]] = queue.SimpleQueue()
         pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="ask")
         try:
             more = True
@@ -188,14 +192,14 @@ class ChatSession(Session):
                     if kept is not None:
                         yield kept
                     else:
-                        under_way[pool.submit(self.answer_all, batch, generation)] = batch
+                        asked = pool.submit(self.answer_all, batch, generation)
+                        under_way[asked] = batch
+                        asked.add_done_callback(done.put)
                 if not under_way:
                     continue
-                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-                for future in done:
-                    answers = future.result()  # before it is forgotten: a failure leaves the others to the spill
-                    yield answers
-                    del under_way[future]
+                future = done.get()
+                yield future.result()
+                del under_way[future]  # only now: what was not taken is kept below
         finally:
             # Whatever ended this: what is under way is paid for, and is kept for the next attempt.
             self.stop.set()
@@ -219,7 +223,8 @@ class ChatSession(Session):
                 raise Stopped
             began = time.monotonic()
             try:
-                raw = self.provider.client.chat.completions.with_raw_response.create(**body)
+                # The same request as chat.completions.create, without building objects that nobody reads.
+                raw = self.provider.client.post("/chat/completions", body=body, cast_to=httpx2.Response)
                 data = json.loads(raw.content)
                 if not isinstance(data, dict):
                     raise Malformed("the answer is no JSON object")

@@ -14,7 +14,7 @@ from ftkit.records import Finding, Task
 
 from ._dialects import DIALECTS
 from ._lint import Problem, lint
-from ._prices import FREE, Price, Prices, prices_for
+from ._prices import FREE, Price, Prices, prices_for, usd_text
 from ._rows import chats, lines, messages
 from ._tokens import ESTIMATE, Counter, counter
 
@@ -158,8 +158,8 @@ def estimate(o: ManagedOptions, task: Task | None) -> dict[str, Any]:
     out = facts.answer_tokens * len(task.test)
     answers = sum(price.answer(facts.test_in, out, tuned, o.use_batch_api) for tuned in (False, True))
     detail = (
-        f"training {training:.2f} USD ({facts.train_tokens * passes:,} tokens: {facts.train_tokens:,} x {passes} epochs at "
-        f"{price.training:g} USD/M), {2 * len(task.test):,} answers about {answers:.2f} USD"
+        f"training {usd_text(training)} USD ({facts.train_tokens * passes:,} tokens: {facts.train_tokens:,} x {passes} epochs at "
+        f"{price.training:g} USD/M), {2 * len(task.test):,} answers about {usd_text(answers)} USD"
         f"{' by the Batch API' if o.use_batch_api else ''}, each assumed as long as the longest reference; "
         f"tokens: {facts.counted}; prices as of {prices.as_of}"
     )
@@ -196,7 +196,7 @@ def _price(o: ManagedOptions, task: Task) -> Iterator[Finding]:
     elif usd > o.max_usd:
         yield Finding(
             "error",
-            f"the estimate is {usd:.2f} USD, above max_usd {o.max_usd:g}: {found['usd_detail']}",
+            f"the estimate is {usd_text(usd)} USD, above max_usd {o.max_usd:g}: {found['usd_detail']}",
             "fewer rows or epochs, or a higher max_usd",
             "backend.max_usd",
         )

@@ -8,6 +8,8 @@ from typing import Any
 from ftkit.records import Section
 from ftkit.store import RunContext, read_json
 
+from ._prices import usd_text
+
 
 def sections(runs: Sequence[RunContext]) -> list[Section]:
     """Return one table over the managed runs; nothing where there is none."""
@@ -66,4 +68,4 @@ def _row(run: RunContext) -> list[str]:
 
 
 def _usd(value: Any) -> str:
-    return "not known" if value is None else f"{value:.4f}" if 0 < value < 0.1 else f"{value:.2f}"
+    return "not known" if value is None else usd_text(value)
