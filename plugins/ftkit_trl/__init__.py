@@ -20,7 +20,13 @@ _MODULES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 class TrainOptions(Options):
-    """Options that all three backends share."""
+    """Options that all three backends share.
+
+    How the examples of a forward pass are laid out, with `sample_packing` and `group_by_length` left at auto:
+    padded, in random order, where that makes less than 5 % of the tokens padding; else packed, where the model
+    keeps neighbours apart (it is asked before training); else grouped by length, where that halves the padding.
+    Packing changes no step: the same examples make it up. What was chosen is in the log and in lock.json.
+    """
 
     base_model: str = Field(description="hub id, folder, or package:NAME/FOLDER of a model inside an installed package")
     revision: str | None = Field(None, description="hub revision of the model; the run's lock records the commit used")
@@ -45,7 +51,12 @@ class TrainOptions(Options):
     gradient_accumulation_steps: int = Field(1, gt=0, description="forward passes per optimizer step")
     sequence_len: int = Field(512, ge=16, description="tokens per example; a longer prompt is cut in its middle")
     allow_cut_targets: bool = Field(False, description="train on answers that sequence_len cuts: they lose their end")
-    group_by_length: bool = Field(False, description="batch examples of like length: less padding, less random order")
+    sample_packing: bool | Literal["auto"] = Field(
+        "auto", description="lay a pass's examples in one row without padding; each sees itself alone. auto: if it pays"
+    )
+    group_by_length: bool | Literal["auto"] = Field(
+        "auto", description="examples of like length share a pass: less padding. auto: where packing is not possible"
+    )
     optimizer: str = Field("adamw_torch", description="optimizer, as transformers names it")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
@@ -69,7 +80,15 @@ class TrainOptions(Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_layout(self) -> TrainOptions:
+        if self.sample_packing is True and self.group_by_length is True:
+            raise ValueError("sample_packing leaves no padding that group_by_length could save: choose one")
+        return self
+
+    paths: ClassVar[tuple[str, ...]] = ("base_model", "chat_template")
     renamed: ClassVar[dict[str, str]] = {
+        "packing": "sample_packing", "padding_free": "sample_packing",
         "model_name_or_path": "base_model", "model": "base_model", "model_id": "base_model", "model_name": "base_model",
         "cutoff_len": "sequence_len", "max_length": "sequence_len", "max_seq_length": "sequence_len", "max_seq_len": "sequence_len",
         "per_device_train_batch_size": "micro_batch_size", "batch_size": "micro_batch_size",

@@ -1,0 +1,155 @@
+"""What happens beside the steps of training: checkpoints, snapshots, the log, and the evaluator's metric."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from ftkit.errors import RunFailed
+from ftkit.measure import plan
+from ftkit.records import Example, Task
+from ftkit.store import RunContext, write_atomic
+
+from ._batches import Counter
+from ._generate import TrlSession
+from ._packing import attention
+
+_WHOLE = "ftkit-complete"  # a file in a checkpoint that was written to its end
+
+
+def to_disk(folder: Path) -> None:
+    """Wait until a folder's files are on disk (`sync` would wait for everything else on this machine too)."""
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Move a finished folder to where it is looked for: what bears that name is whole and on disk."""
+    to_disk(staging)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staging, target)
+
+
+def last_whole(checkpoints: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; a torn one is removed."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for path in [p for p in found if not (p / _WHOLE).exists()]:
+        shutil.rmtree(path)
+    whole = [p for p in found if p.exists()]
+    return str(whole[-1]) if whole else None
+
+
+class Checkpoints(TrainerCallback):
+    """Marks a checkpoint after it is whole: the Trainer does not write them atomically."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        to_disk(folder)
+        (folder / _WHOLE).touch()
+
+
+class Snapshots(TrainerCallback):
+    """Keeps the weights after the steps asked for in `train/snapshots/STEP/`, as safetensors."""
+
+    def __init__(self, model: Any, steps: list[int], run: RunContext) -> None:
+        self.model, self.steps, self.run = model, steps, run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for step in (s for s in self.steps if s > state.max_steps):
+            self.run.log("warning", message=f"no snapshot of step {step}: training ends at step {state.max_steps}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Before the checkpoint of this step is written: a resumed run repeats the step or finds its snapshot.
+        if state.global_step in self.steps:
+            staging = self.run.scratch("snapshot")
+            shutil.rmtree(staging)
+            self.model.save_pretrained(staging)
+            publish(staging, self.run.path("train", "snapshots", str(state.global_step)))
+
+
+class Watch(TrainerCallback):
+    """Logs loss and throughput, and every `eval_steps` the evaluator's own metric on a validation sample."""
+
+    def __init__(self, session: TrlSession, plain: str, counter: Counter, task: Task, run: RunContext) -> None:
+        self.session, self.plain, self.counter, self.run = session, plain, counter, run
+        options = self.options = session.options
+        self.sample = {e.id: e for e in task.validation[: options.eval_samples]} if options.eval_steps else {}
+        self.best = run.scratch("best")
+        self.began, self.measuring, self.first_tokens = 0.0, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began, self.first_tokens = time.monotonic(), self.counter.after(state.global_step)[0]
+        if state.global_step == 0:
+            self.measure(0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not torch.isfinite(torch.tensor(logs["loss"])):
+            raise RunFailed(
+                f"the loss is {logs['loss']} at step {state.global_step}",
+                "lower backend.learning_rate, or use another dtype",
+            )
+        seconds = time.monotonic() - self.began - self.measuring
+        tokens, _ = self.counter.after(state.global_step)
+        self.run.log(
+            "step",
+            step=state.global_step,
+            max_steps=state.max_steps,
+            loss=logs["loss"],
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+            tokens=tokens,
+            tokens_per_second=round((tokens - self.first_tokens) / max(seconds, 1e-9), 1),
+            seconds=round(time.monotonic() - self.began, 2),
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.options.eval_steps and (
+            state.global_step % self.options.eval_steps == 0 or state.global_step == state.max_steps
+        ):
+            self.measure(state.global_step)
+
+    def measure(self, step: int) -> None:
+        """Generate on the validation sample, score it, and keep the weights if they are the best so far."""
+        if not self.sample:
+            return
+        began = time.monotonic()
+        model, generation = self.session.model, self.run.recipe.generation
+        model.eval()
+        examples: list[Example] = list(self.sample.values())
+        batches = [[self.sample[i] for i in ids] for ids in plan(examples, self.options.eval_batch_size)]
+        with attention(model, self.plain):
+            predictions = [p for batch in self.session.generate(batches, generation) for p in batch]
+        model.train()
+        metrics = {m.name: m for m in self.run.evaluate(examples, predictions)}
+        self.measuring += time.monotonic() - began
+        self.run.log("eval", step=step, n=len(examples), **{name: round(m.value, 6) for name, m in metrics.items()})
+        primary = metrics.get(self.run.recipe.evaluators[0].make().primary)
+        if (
+            self.options.keep_best
+            and step > 0
+            and primary
+            and self.is_better(primary.value, bool(primary.higher_is_better))
+        ):
+            staging = self.run.scratch("best-new")
+            shutil.rmtree(staging)
+            model.save_pretrained(staging)
+            write_atomic(staging / "metric.json", json.dumps({"step": step, "value": primary.value}))
+            publish(staging, self.best)
+
+    def is_better(self, value: float, higher: bool) -> bool:
+        path = self.best / "metric.json"
+        if not path.exists():
+            return True
+        best: float = json.loads(path.read_text())["value"]
+        return value > best if higher else value < best

@@ -1,0 +1,203 @@
+"""How training examples are laid out in forward passes: packed examples see themselves alone, order survives a resume."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch  # noqa: TID253 (all of this file needs it)
+from ftkit_trl import LoraOptions
+from ftkit_trl._batches import Counter, Order, choose
+from ftkit_trl._packing import ATTENTION, PackingCollator, attention, obstacle
+from test_trl import BASE, recipe
+from transformers import (  # noqa: TID253
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    MambaConfig,
+    MistralConfig,
+)
+
+from ftkit.preflight import preflight
+from ftkit.recipe import load_recipe
+from ftkit.store import RunContext, read_json, write_atomic, write_json
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "sliding_window": 6,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    """The embedded Llama, and two small random models whose layers see six tokens back (all of them, every other)."""
+    torch.manual_seed(0)
+    backend = load_recipe(recipe("trl-sft-lora")).backend.make()
+    from ftkit_trl._model import load_base
+
+    gemma = Gemma3TextConfig(**SIZES, sliding_window_pattern=2)
+    return {
+        "llama": load_base(backend),
+        "mistral": AutoModelForCausalLM.from_config(MistralConfig(**SIZES), attn_implementation="sdpa"),
+        "gemma": AutoModelForCausalLM.from_config(gemma, attn_implementation="sdpa"),
+    }
+
+
+def examples() -> list[dict[str, list[int]]]:
+    random = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, 60, (n,), generator=random).tolist() for n in (17, 5, 9)]
+    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in rows]
+
+
+def learn(model: Any, batches: list[dict[str, Any]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the logits of all tokens one behind the other, and the gradients of the summed loss."""
+    model.zero_grad()
+    logits = []
+    for batch in batches:
+        labels = batch.pop("labels")
+        out = model(**batch, use_cache=False).logits[0]
+        logits.append(out.detach())
+        torch.nn.functional.cross_entropy(out[:-1], labels[0, 1:], reduction="sum", ignore_index=-100).backward()
+    return torch.cat(logits), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])
+@pytest.mark.parametrize("implementation", [ATTENTION, "sdpa", "eager"])
+def test_a_packed_example_is_read_and_learned_as_if_it_were_alone(
+    models: dict[str, Any], name: str, implementation: str
+) -> None:
+    model = models[name]
+    alone = [{key: torch.tensor([ids]) for key, ids in row.items()} for row in examples()]
+    with attention(model, "eager"):
+        logits, gradients = learn(model, alone)
+    with attention(model, implementation):
+        assert obstacle(model) is None
+        packed_logits, packed_gradients = learn(model, [PackingCollator(0).torch_call(examples())])
+    torch.testing.assert_close(packed_logits, logits, rtol=1e-4, atol=1e-4)
+    assert len(gradients) == len(packed_gradients) > 10
+    for packed, separate in zip(packed_gradients, gradients, strict=True):
+        torch.testing.assert_close(packed, separate, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_token_of_a_neighbour_is_not_learned() -> None:
+    row = PackingCollator(0).torch_call([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3], "labels": [3]}])
+    assert row["labels"].tolist() == [[-100, 2, -100]]
+    assert row["position_ids"].tolist() == [[0, 1, 0]] and row["segments"] == [2, 1]
+
+
+def test_a_model_whose_packed_examples_see_each_other_is_found_out(models: dict[str, Any]) -> None:
+    def leaky(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float = 1.0, **_: Any) -> Any:
+        answer = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        return answer.transpose(1, 2), None
+
+    AttentionInterface.register("leaky", leaky)
+    AttentionMaskInterface.register("leaky", lambda *_, **__: None)
+    with attention(models["llama"], "leaky"):
+        assert "see their neighbours" in str(obstacle(models["llama"]))
+    state = AutoModelForCausalLM.from_config(
+        MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64, state_size=4)
+    )
+    assert obstacle(state), "a state goes on from one example to the next"
+
+
+def test_an_order_is_a_function_of_seed_and_epoch() -> None:
+    lengths = [n % 97 + 3 for n in range(0, 1000, 7)]  # 143 examples
+    for grouped in (False, True):
+        order = Order(lengths, 4, seed=5, grouped=grouped)
+        first = order.batches(0)
+        assert sorted(i for batch in first for i in batch) == list(range(143))
+        assert [len(b) for b in first] == [4] * 35 + [3]
+        assert first == Order(lengths, 4, seed=5, grouped=grouped).batches(0)
+        assert first != order.batches(1) and first != Order(lengths, 4, seed=6, grouped=grouped).batches(0)
+        order.set_epoch(1)
+        assert list(order) == [i for batch in order.batches(1) for i in batch]
+    assert Order(lengths, 4, 5, grouped=True).pad_share() < Order(lengths, 4, 5).pad_share() / 2
+
+
+def test_padding_is_counted_as_it_is_made() -> None:
+    lengths = [5, 9, 2, 7, 3]
+    order = Order(lengths, 2, seed=0)
+    passes = [b for epoch in (0, 1) for b in order.batches(epoch)]
+    padded, packed = Counter(order, 2, packed=False), Counter(order, 2, packed=True)
+    # two passes a step, three an epoch: the second step of an epoch has one pass
+    for step, through in ((1, 2), (2, 3), (3, 5), (4, 6)):
+        tokens = sum(lengths[i] for b in passes[:through] for i in b)
+        slots = sum(len(b) * max(lengths[i] for i in b) for b in passes[:through])
+        assert padded.after(step) == (tokens, slots) and packed.after(step) == (tokens, tokens)
+
+
+def test_what_is_chosen_follows_the_lengths() -> None:
+    even, uneven = [100] * 64, [10, 100] * 200
+
+    def name(lengths: list[int], obstacle: str | None = None, **options: Any) -> str:
+        return choose(LoraOptions(base_model="m", **options), lengths, 0, obstacle).name
+
+    assert name(even) == "padded"
+    assert name(uneven) == "packed"
+    assert name(uneven, "no") == "grouped"
+    assert name(uneven, sample_packing=False) == "grouped"
+    assert name(uneven, sample_packing=False, group_by_length=False) == "padded"
+    assert name(even, sample_packing=True) == "packed"
+    assert name(even, "no", sample_packing=True) == "grouped"
+    assert name(even, group_by_length=True) == "grouped"
+    with pytest.raises(ValueError, match="choose one"):
+        LoraOptions(base_model="m", sample_packing=True, group_by_length=True)
+
+
+LAYOUTS: dict[str, dict[str, object]] = {
+    "packed": {"sample_packing": True},
+    "grouped": {"sample_packing": False, "group_by_length": True},
+    "padded": {"sample_packing": False, "group_by_length": False},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunContext]:
+    """A run directory of each layout after training: two epochs of six steps, the last checkpoints still there."""
+    runs = {}
+    for name, options in LAYOUTS.items():
+        made = recipe("trl-sft-lora", max_steps=12, save_steps=4, **options)
+        made["dataset"] = {**BASE["dataset"], "train_rows": 23}  # type: ignore[dict-item]
+        loaded = load_recipe(made)
+        run = RunContext.create(tmp_path_factory.mktemp("layouts"), name)
+        write_atomic(run.path("recipe.yaml"), loaded.to_yaml())
+        run.task = preflight(loaded).task
+        write_json(run.path("lock.json"), {})
+        loaded.backend.make().train(run.task, run)
+        runs[name] = run
+    return runs
+
+
+def losses(run: RunContext) -> list[float]:
+    return [row["loss"] for row in run.log_rows() if row["event"] == "step"]
+
+
+def test_packing_changes_no_step(trained: dict[str, RunContext]) -> None:
+    packed, padded, grouped = (losses(trained[name]) for name in ("packed", "padded", "grouped"))
+    assert len(padded) == 12 and packed == pytest.approx(padded, abs=2e-3)
+    assert grouped != pytest.approx(padded, abs=2e-3)
+
+
+def test_padding_and_layout_are_recorded(trained: dict[str, RunContext]) -> None:
+    ends = {name: run.log_rows()[-1] for name, run in trained.items()}
+    assert {name: row["layout"] for name, row in ends.items()} == {name: name for name in LAYOUTS}
+    assert ends["packed"]["pad_share"] == 0 < ends["grouped"]["pad_share"] < ends["padded"]["pad_share"] < 0.5
+    assert ends["packed"]["tokens"] == ends["padded"]["tokens"] > 12 * 4 * 20
+    for name, run in trained.items():
+        assert read_json(run.path("lock.json"))["training"]["name"] == name
+        assert any(row["event"] == "note" and name in row["message"] for row in run.log_rows())
+
+
+def test_a_resumed_run_goes_on_with_the_same_batches(trained: dict[str, RunContext]) -> None:
+    """From the checkpoint in the second epoch, for every layout: the weights end equal, byte for byte."""
+    for run in trained.values():
+        weights = run.path("train", "model", "adapter_model.safetensors")
+        unbroken, before = weights.read_bytes(), losses(run)
+        shutil.rmtree(run.path("train", "model"))
+        shutil.rmtree(run.path(".work", "checkpoints", "checkpoint-12"))
+        assert run.path(".work", "checkpoints", "checkpoint-8", "ftkit-complete").exists()
+        run.recipe.backend.make().train(run.task, run)
+        assert run.log_rows()[-1]["steps"] == 12 and losses(run) == before
+        assert weights.read_bytes() == unbroken
