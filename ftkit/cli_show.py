@@ -100,7 +100,11 @@ def _table(report: Report) -> str:
 
 def print_example(shown: Rendered, lengths: Mapping[str, Any]) -> None:
     """Print one training example token by token, with counts, and the lengths of its split."""
+    from .console import escape
+
     _print_tokens(shown)
+    if shown.finding is not None:
+        click.echo(escape(f"\n{shown.finding.level}: {shown.finding.message}\n  {shown.finding.hint or ''}".rstrip()))
     click.echo(f"\n{len(shown.ids)} tokens: {shown.n_prompt} of the prompt, {sum(shown.learned)} learned")
     if any(shown.truncated):
         click.echo(f"cut off: {shown.truncated[0]} prompt tokens, {shown.truncated[1]} target tokens")
@@ -117,7 +121,7 @@ def _print_tokens(shown: Rendered) -> None:
 
     colour = sys.stdout.isatty()
     for token, learned in zip(shown.tokens, shown.learned, strict=True):
-        text = escape(token.replace("Ġ", "·").replace("▁", "·").replace("Ċ", "⏎\n"))
+        text = escape(token.replace(" ", "·").replace("▁", "·").replace("\n", "⏎\n"))
         if colour:
             click.secho(text, fg="green" if learned else None, bold=learned, nl=False)
             click.secho("|", dim=True, nl=False)

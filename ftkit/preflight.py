@@ -10,7 +10,7 @@ from .audit import audit_warnings
 from .data import load_task
 from .errors import FtkitError, Problem, RecipeError
 from .recipe import PluginRef, Recipe
-from .records import Finding, Task
+from .records import Finding, Rendered, Task
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], stopped: b
 def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
     """Return per split median, p95 and max length in tokens, and how many examples lose tokens to the limit.
 
-    Every example is rendered, as it would be learned: prompt and first target. {"not_checked": why} where the
-    backend shows no tokens.
+    Every example is rendered, as it would be learned: prompt and first target. `faults` are the reasons why
+    examples must not be learned, each with how many have it and the id of the first. {"not_checked": why} where
+    the backend shows no tokens.
     """
     import numpy as np
 
@@ -117,12 +118,17 @@ def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
         for split, examples in task.splits.items():
             sizes: list[int] = []
             lose_prompt = lose_target = learn_nothing = 0
+            faults: dict[str, dict[str, Any]] = {}
             for rendered in backend.render(examples):
                 prompt, target = rendered.truncated
                 sizes.append(len(rendered.ids) + prompt + target)
                 lose_prompt += prompt > 0
                 lose_target += target > 0
                 learn_nothing += not any(rendered.learned)
+                fault = _fault(rendered, split)
+                if fault:
+                    first = {**fault.to_dict(), "examples": 0, "first": rendered.example_id}
+                    faults.setdefault(fault.message, first)["examples"] += 1
             if sizes:
                 lengths[split] = {
                     "rendered": len(sizes),
@@ -132,10 +138,22 @@ def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
                     "lose_prompt_tokens": lose_prompt,
                     "lose_target_tokens": lose_target,
                     "learn_nothing": learn_nothing,
+                    "faults": list(faults.values()),
                 }
     except NotImplementedError as error:
         return {"not_checked": str(error)}
     return lengths
+
+
+def _fault(rendered: Rendered, split: str) -> Finding | None:
+    """Return why this example stops the run; rows that are not learned from need only a prompt."""
+    if split != "train" and rendered.ids:
+        return None
+    if rendered.finding is not None and rendered.finding.level == "error":
+        return rendered.finding
+    if any(rendered.learned):
+        return None
+    return Finding("error", "no token of this example is learned", "look at one with `ftkit preview`")
 
 
 def _token_findings(lengths: dict[str, Any]) -> list[Finding]:
@@ -143,11 +161,12 @@ def _token_findings(lengths: dict[str, Any]) -> list[Finding]:
         return [Finding("note", f"not checked: token lengths ({lengths['not_checked']})")]
     findings = []
     for split, facts in lengths.items():
+        for fault in facts["faults"]:
+            more = f" (and {fault['examples'] - 1} more of {facts['rendered']})" if fault["examples"] > 1 else ""
+            message = f"{split}: example {fault['first']!r}{more}: {fault['message']}"
+            findings.append(Finding("error", message, fault["hint"], fault["key"]))
         if split == "test":
             continue  # counted in the audit; but the answers are never learned, and generation has the whole context
-        if facts["learn_nothing"]:
-            findings.append(Finding("error", f"{split}: {facts['learn_nothing']} examples have no learned token",
-                                    "look at one with `ftkit preview`"))  # fmt: skip
         for part in ("prompt", "target"):
             count = facts[f"lose_{part}_tokens"]
             if count:

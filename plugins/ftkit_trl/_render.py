@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _CHUNK = 512  # examples that are rendered and tokenised together
 _QUESTION, _ANSWER = "⁂question⁂", "⁂answer⁂"  # what a template is probed with
 _OPEN, _CLOSE = "\ue000", "\ue001"  # around special tokens in a row's own text, which are read as plain text
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LOOK = "look at backend.chat_template, or write the template to a .jinja file and name it there"
 
 
@@ -82,7 +83,11 @@ class Chat:
     @cached_property
     def vocabulary(self) -> list[str]:
         """The text of each token id: a look-up here is many times faster than asking the tokenizer."""
-        return self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+        tokens: list[str] = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+        if "ByteLevel" in repr(getattr(getattr(self.tokenizer, "backend_tokenizer", None), "decoder", None)):
+            letters = _byte_letters()
+            return [_spelt(token, letters) for token in tokens]
+        return tokens
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the token ids that the model continues, one list per example."""
@@ -221,6 +226,7 @@ class Chat:
         """Return token ids; the template has already written the special tokens."""
         if not texts:
             return []
+        texts = [_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]  # no tokenizer takes them
         ids: list[list[int]] = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, verbose=False
         )["input_ids"]
@@ -243,6 +249,20 @@ def cut_middle(ids: list[int], limit: int) -> list[int]:
         return ids
     head = limit // 2
     return ids[:head] + ids[len(ids) - (limit - head) :]
+
+
+def _byte_letters() -> dict[str, int]:
+    """Return which byte each letter of a byte-level vocabulary stands for (the table that GPT-2 brought up)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _spelt(token: str, letters: dict[str, int]) -> str:
+    """Return a byte-level token as text; bytes that are part of a longer character become \\xNN."""
+    if not all(letter in letters for letter in token):
+        return token  # an added token, written as it is
+    return bytes(letters[letter] for letter in token).decode("utf-8", "backslashreplace")
 
 
 def _common_start(a: str, b: str) -> str:
