@@ -58,6 +58,7 @@ class Gsm8kAnswer(Evaluator):
     def aggregate(
         self, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]
     ) -> list[Metric]:
+
         proportions = ("accuracy_flexible", "accuracy_strict", "answer_format", "no_answer")
         from ftkit.stats import mean_metrics, wilson  # numpy: not before it is needed
 

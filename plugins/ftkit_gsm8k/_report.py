@@ -10,7 +10,7 @@ from ftkit.records import Curve, Example, Metric, Prediction, Section
 from ftkit.stats import example_means
 from ftkit.store import RunContext, read_jsonl
 
-from ._rules import Facts, Rule, judge
+from ._rules import Facts, judge, most_samples
 from ._taxonomy import KINDS, kind_of
 
 EXAMPLES = 2  # shown of each kind of error, before and after
@@ -66,7 +66,8 @@ def _is_test(stage: str) -> bool:
 
 
 def _last_step(run: RunContext) -> int:
-    return max((int(row["step"]) for row in run.log_rows() if row["event"] == "step"), default=0)
+    ends = [row["steps"] for row in run.log_rows() if row["event"] == "end"]
+    return int(ends[-1]) if ends else 0
 
 
 def _facts(run: RunContext, places: list[Place]) -> Facts:
@@ -112,7 +113,7 @@ def _line(run: RunContext, place: Place) -> list[str]:
     measured = run.measured()
     found = {what: run.metrics(place.stage(what)) for what in ("test", "train", "changed", "samples") if place.stage(what) in measured}  # fmt: skip
     test, samples = found.get("test", {}), found.get("samples", {})
-    k = most(samples)
+    k = most_samples(samples)
     name = {"base": "base model", "tuned": f"tuned (step {place.step})"}.get(place.name, f"step {place.step}")
     cells = [
         test.get("loss"),
@@ -124,11 +125,6 @@ def _line(run: RunContext, place: Place) -> list[str]:
         samples.get(f"maj@{k}"),
     ]
     return [name, *(_cell(m) for m in cells)]
-
-
-def most(samples: dict[str, Metric]) -> int:
-    """Return the largest k of the pass@k that were measured, 0 without any."""
-    return max((int(name.removeprefix("pass@")) for name in samples if name.startswith("pass@")), default=0)
 
 
 def _cell(metric: Metric | None) -> str:
@@ -147,7 +143,7 @@ def _curves(run: RunContext, places: list[Place]) -> list[Curve]:
     name = run.record().name
     lines = []
     for metric, label, axis in (
-        ("loss", "loss on gold solutions", "loss on gold solutions"),
+        ("loss", "loss on gold solutions", "nats per token"),
         ("accuracy_flexible", "accuracy, flexible", "accuracy and format"),
         ("answer_format", "answer format", "accuracy and format"),
     ):
@@ -157,7 +153,7 @@ def _curves(run: RunContext, places: list[Place]) -> list[Curve]:
 
 
 def _notes(run: RunContext, facts: Facts) -> str:
-    k = most(facts.samples[1])
+    k = most_samples(facts.samples[1])
     generation = run.measurement("probe-tuned-samples")["settings"]["generation"]
     n_changed = len(facts.changed[1])
     return (
@@ -190,6 +186,3 @@ def _errors(run: RunContext, base: Place, tuned: Place) -> list[dict[str, Any]]:
 def _shown(example: Example, prediction: Prediction) -> str:
     answer = prediction.text if len(prediction.text) <= TEXT else prediction.text[:TEXT] + " …"
     return f"{example.input}\n\nAnswer:\n{answer}\n\nReference:\n{example.targets[0]}"
-
-
-__all__ = ["Rule", "section"]

@@ -13,7 +13,7 @@ MATTERS = 0.05  # a change of accuracy below 5 points is called small, whatever 
 FORM = 0.10  # the format was learned if its rate rose by 10 points or more
 RATIO = 1.5  # pass@k at least so many times pass@1 is headroom
 GAP = 0.10  # training questions answered so much better than test questions are memorised
-SLIPS = 0.25  # a kind of error that makes up this share of the errors is named
+SHARE = 0.25  # a kind of error that makes up this share of the errors is named
 
 Values = dict[str, float]
 
@@ -90,7 +90,7 @@ def _verdict(rules: dict[str, Rule], form: PairedDelta, accuracy: PairedDelta, f
     parts = [f"Format {_change(form)} points, accuracy {_change(accuracy)}: {said}"]
     if rules["loss"].holds and not rules["rose"].holds:
         parts.append(f"Meanwhile the loss on gold solutions fell, {_means(facts.loss, 1, 3)} nats/token.")
-    k = _k(facts.samples[1])
+    k = most_samples(facts.samples[1])
     if rules["headroom"].holds:
         one, many = facts.samples[1]["pass@1"].value, facts.samples[1][f"pass@{k}"].value
         times = f"{many / one:.1f}x pass@1" if one else "above a pass@1 of 0"
@@ -103,7 +103,7 @@ def _verdict(rules: dict[str, Rule], form: PairedDelta, accuracy: PairedDelta, f
 
 
 def _headroom(facts: Facts) -> Rule:
-    k = _k(facts.samples[1])
+    k = most_samples(facts.samples[1])
     says = f"Sampling has headroom: the tuned model's pass@k is {RATIO} times its pass@1 or more, and the intervals do not meet."
     if not k:
         return Rule(says, "", None)
@@ -167,7 +167,7 @@ def _few_shot(facts: Facts) -> Rule:
 
 def _help(rules: dict[str, Rule], facts: Facts) -> list[str]:
     """Return what the numbers suggest to try next."""
-    k, samples = _k(facts.samples[1]), facts.samples[1]
+    k, samples = most_samples(facts.samples[1]), facts.samples[1]
     found = []
     if rules["headroom"].holds:
         found.append(
@@ -191,7 +191,7 @@ def _help(rules: dict[str, Rule], facts: Facts) -> list[str]:
         ("truncated", "A higher generation.max_new_tokens: answers are cut off."),
         ("degenerate loop", "Less training or a lower learning rate: answers run in circles."),
     ):
-        if total and errors.get(kind, 0) / total >= SLIPS:
+        if total and errors.get(kind, 0) / total >= SHARE:
             found.append(f"{advice} ({kind}: {errors[kind]} of {total} errors)")
     if rules["rose"].holds:
         found.append("More of the same: supervised fine-tuning still pays here; measure again with more problems.")
@@ -201,7 +201,8 @@ def _help(rules: dict[str, Rule], facts: Facts) -> list[str]:
 # ---------------------------------------------------------------- numbers as text
 
 
-def _k(samples: dict[str, Metric]) -> int:
+def most_samples(samples: dict[str, Metric]) -> int:
+    """Return the largest k of the pass@k that were measured, 0 without any."""
     return max((int(name.removeprefix("pass@")) for name in samples if name.startswith("pass@")), default=0)
 
 
