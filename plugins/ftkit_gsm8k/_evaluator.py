@@ -58,10 +58,9 @@ class Gsm8kAnswer(Evaluator):
     def aggregate(
         self, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]
     ) -> list[Metric]:
-
-        proportions = ("accuracy_flexible", "accuracy_strict", "answer_format", "no_answer")
         from ftkit.stats import mean_metrics, wilson  # numpy: not before it is needed
 
+        proportions = ("accuracy_flexible", "accuracy_strict", "answer_format", "no_answer")
         means = mean_metrics(scores, higher_is_better={"no_answer": False}, proportions=proportions)
         metrics = [m for m in means if m.name != "step_arithmetic"]
         steps = [s for p in predictions if p.error is None for s in annotated(p.text)]
