@@ -53,14 +53,15 @@ class Stopper:
             env={**os.environ, "COLUMNS": "120", "OPENBLAS_NUM_THREADS": "1", **variables},
         )
 
-    def run(self, *arguments: object, at: int | str | None = None, how: str = "kill") -> Ended:
-        """Run `ftkit ARGUMENTS`; at step `at` (a number from 0, or the first step that a pattern matches) it is stopped.
+    def run(self, *arguments: object, at: int | str | None = None, how: str = "kill", nth: int = 1) -> Ended:
+        """Run `ftkit ARGUMENTS`; at step `at` (a number from 0, or the nth step that a pattern matches) it is stopped.
 
         `how`: kill (SIGKILL), torn (the same; of a file that is appended to, a half line is written before),
         interrupt (SIGINT), terminate (SIGTERM), hang-up (SIGHUP), full (from here on the disk is full).
         """
         assert self._server.stdin and self._server.stdout
-        self._server.stdin.write(json.dumps({"arguments": [str(a) for a in arguments], "at": at, "how": how}) + "\n")
+        job = {"arguments": [str(a) for a in arguments], "at": at, "how": how, "nth": nth}
+        self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         answer = self._server.stdout.readline()
         assert answer, "the process that runs ftkit has ended"
@@ -104,6 +105,8 @@ def results(run: Path) -> dict[str, Any]:
     record = _load(run / "run.json")
     found["record"] = [record["status"], record["systems"], record["warnings"], record["error"]]
     found["stages"] = [(s["name"], s["status"], s["usd"]) for s in record["stages"]]
+    if "audit.json" in found:  # an estimate of seconds depends on how busy the machine is
+        found["audit.json"] = {key: value for key, value in _load(run / "audit.json").items() if key != "estimate"}
     report = _load(run / "report.json")
     found["report"] = [
         report[key] for key in ("verdict", "verdict_detail", "deltas", "pairs", "curves", "warnings", "notes")
@@ -159,7 +162,7 @@ def _serve(cwd: str, *modules: str) -> None:
         print(json.dumps(dataclasses.asdict(ended)), flush=True)
 
 
-def _child(arguments: list[str], at: int | str | None, how: str) -> None:
+def _child(arguments: list[str], at: int | str | None, how: str, nth: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -170,14 +173,15 @@ def _child(arguments: list[str], at: int | str | None, how: str) -> None:
     count, lock, root, place = 0, threading.Lock(), os.getcwd(), at
 
     def hook(event: str, details: tuple[Any, ...]) -> None:
-        nonlocal count, place
+        nonlocal count, place, nth
         step = _step(event, details, root)
         if step is None:
             return
         with lock:
             number, count = count, count + 1
             if isinstance(place, str) and re.search(place, step):
-                place = number
+                nth -= 1
+                place = place if nth else number
         os.write(steps, f"{step}\n".encode())
         if not isinstance(place, int) or number < place:
             return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ftkit.records import Example, ModelRef, Task
@@ -70,7 +70,14 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
     run.log("start", resumed=earlier > 0, layout=layout.name, why=layout.why)
     began = time.monotonic()
     with attention(trainer.model, packed_attention(options) if packed else plain):
-        trainer.train(resume_from_checkpoint=last_whole(checkpoints))
+        checkpoint = last_whole(checkpoints)
+        state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json") if checkpoint else None
+        if state is not None and state.global_step >= state.max_steps:
+            # Killed after its last step: the Trainer would take one more before it looks how far it is.
+            trainer._load_from_checkpoint(checkpoint)
+            trainer.state = state
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - began
 
     staging = run.scratch("model")
