@@ -168,7 +168,17 @@ class _Execution:
         if tuned is None:
             raise RunFailed("training handed over no model")
         extra = list(self.backend.measurements(self.run.task, tuned))
-        return self.measure(self.backend, [Measurement("tuned", tuned), *extra])
+        stats = self.measure(self.backend, [Measurement("tuned", tuned), *extra])
+        before, after = (
+            {(p.example_id, p.sample): p.text for p in self.run.predictions(name) if p.error is None}
+            for name in ("baseline", "tuned")
+        )
+        if after and before == after:
+            self.warn(
+                f"the tuned model gave the base model's answer to all {len(self.run.task.test)} test rows: "
+                "training changed nothing that can be seen"
+            )
+        return stats
 
     def report(self) -> dict[str, Any]:
         from .report import write_report

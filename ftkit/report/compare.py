@@ -100,6 +100,8 @@ def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
         return f"No verdict on {b.system.name}", f"{unscored}."
     if b.system.metrics[delta.metric].higher_is_better is None:
         subject = f"{b.system.name} against {a.system.name}: neither way is better by {delta.metric}"
+    elif a.system.role == "baseline" and b.system.role == "tuned" and _same_answers(a, b):
+        subject = f"Training changed nothing that can be seen: {b.system.name} gave the same answers as {a.system.name}"
     elif delta.verdict in ("better", "worse"):
         subject = f"{b.system.name} is {delta.verdict} than {a.system.name}"
     else:
@@ -114,6 +116,12 @@ def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
     return subject, (
         f"{delta.metric} {before} → {after}: {change}, 95 % interval{ends}, p {_p(p)}{corrected}, n={delta.n}{seed}."
     )
+
+
+def _same_answers(a: Measured, b: Measured) -> bool:
+    """Say whether two systems answered every example alike; a failed answer is like none."""
+    pairs = [(p, b.predictions.get(name)) for name, p in a.predictions.items()]
+    return bool(pairs) and all(q and p.error is None and q.error is None and p.text == q.text for p, q in pairs)
 
 
 def _common_means(a: Measured, b: Measured, metric: str) -> tuple[float, float]:
