@@ -20,6 +20,7 @@ from .cli_show import (
     print_report,
     print_runs,
     problems_in,
+    show_count,
     show_error,
     show_findings,
 )
@@ -213,6 +214,7 @@ def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, An
         recipe = load(name, overrides)
     except InputError as error:
         click.echo(escape(str(error)), err=True)
+        show_count(name, len(problems_in(error)))
         return {
             "recipe": name,
             "ok": False,
@@ -314,8 +316,15 @@ def score(
     "--out", type=click.Path(path_type=Path), help="Folder of the report (default: the run's own, or runs/report-TIME)."
 )
 @click.option("--anyway", is_flag=True, help="Compare runs that were not measured alike; the report is marked.")
+@click.option(
+    "--set-price",
+    "prices",
+    multiple=True,
+    metavar="SYSTEM.KEY=DOLLARS",
+    help="A price to reckon with: usd_per_hour of a machine, usd_per_1k predictions, train_usd.",
+)
 @_json
-def report(runs: tuple[str, ...], out: Path | None, anyway: bool, as_json: bool) -> None:
+def report(runs: tuple[str, ...], out: Path | None, anyway: bool, prices: tuple[str, ...], as_json: bool) -> None:
     """Write one report (html, md, json) for any runs that may be compared."""
     from .report import write_report
     from .store import RunContext, read_json
@@ -324,7 +333,7 @@ def report(runs: tuple[str, ...], out: Path | None, anyway: bool, as_json: bool)
     folder = out or (
         contexts[0].dir if len(contexts) == 1 else contexts[0].dir.parent / f"report-{time.strftime('%Y%m%d-%H%M%S')}"
     )
-    write_report(contexts, folder, anyway)
+    write_report(contexts, folder, anyway, prices)
     if as_json:
         print_json({"report": str(folder), **read_json(folder / "report.json")})
     else:

@@ -62,8 +62,15 @@ def show_findings(name: str, found: Preflight, problems: Iterable[Problem]) -> N
     parts += [str(estimate["usd_detail"])] if estimate.get("usd_detail") else []
     if parts:
         click.echo(escape(f"estimate (rough): {', '.join(parts)}"), err=True)
-    if not found.errors:
-        click.echo(escape(f"{name}: ok"), err=True)
+    show_count(name, len(found.errors))
+
+
+def show_count(name: str, errors: int) -> None:
+    """Say whether a recipe is right: its mistakes may stand in the files that it extends."""
+    from .console import escape
+
+    many = "ok" if not errors else "1 error" if errors == 1 else f"{errors} errors"
+    click.echo(escape(f"{name}: {many}"), err=True)
 
 
 def print_report(folder: Path) -> None:

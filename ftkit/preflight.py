@@ -66,7 +66,7 @@ def preflight(recipe: Recipe) -> Preflight:
         if not isinstance(getattr(ref.make(), "primary", None), str):
             findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
     if task is not None:
-        findings += _audit_tokens(recipe.backend, task, report, any(f.level == "error" for f in findings))
+        findings += _audit_tokens(recipe.backend, task, report, [f for f in findings if f.level == "error"])
     try:
         estimate = backend.estimate(task)
     except Exception as error:  # an estimate that fails must not stop a run
@@ -89,8 +89,8 @@ def _checked(ref: PluginRef, task: Task | None, key: str) -> list[Finding]:
         ]
 
 
-def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], stopped: bool) -> list[Finding]:
-    """Add token lengths to the audit, or why they could not be had; `stopped`: an error is known already."""
+def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], errors: Sequence[Finding]) -> list[Finding]:
+    """Add token lengths to the audit, or why they could not be had; `errors`: what is known to stop the run already."""
     try:
         report["tokens"] = token_lengths(ref.make(), task)
         return _token_findings(report["tokens"])
@@ -100,8 +100,11 @@ def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], stopped: b
         why = f"{ref.kind} {ref.name!r}: render() raised {type(error).__name__}: {error}"
         finding = Finding("error", why, key="backend.plugin")
     report["tokens"] = {"not_checked": why}
-    # Whatever keeps the tokens from being shown keeps the model from being trained; it is told once.
-    return [Finding("note", f"not checked: token lengths ({why})")] if stopped else [finding]
+    if not errors:
+        return [finding]
+    # Whatever keeps the tokens from being shown keeps the model from being trained: it is told once.
+    told = "see the error above" if any(why in e.message for e in errors) else why
+    return [Finding("note", f"not checked: token lengths ({told})")]
 
 
 def token_lengths(backend: Any, task: Task) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,48 @@ def test_a_resolved_recipe_is_the_same_recipe(path: Path, tmp_path: Path) -> Non
     again = tmp_path / "recipe.yaml"
     again.write_text(recipe.to_yaml())
     assert load_recipe(again).to_dict() == recipe.to_dict()
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    """What one `ftkit check --json` says of all recipes on a machine without network, cache and keys."""
+    pytest.importorskip("trl")
+    env = {k: v for k, v in os.environ.items() if not k.endswith("API_KEY")}
+    env |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("hub"))}
+    line = [sys.executable, "-m", "ftkit.cli", "check", *map(str, RECIPES), "--json"]
+    folder = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run(line, capture_output=True, text=True, env=env, cwd=folder, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    return {Path(str(found["recipe"])).stem: found for found in json.loads(done.stdout)}
+
+
+def unreachable(path: Path) -> set[str]:
+    """Return the keys of a recipe that name what lies on the hub or needs an account."""
+    recipe = load_recipe(path)
+    keys = set()
+    if recipe.dataset.loader is None and not Path(recipe.dataset.path).is_absolute():
+        keys.add("dataset.path")
+    options = recipe.backend.options
+    model = getattr(options, "base_model", "")
+    if hasattr(options, "api_key_env"):
+        return keys | ({"backend.api_key_env"} if options.dialect != "local" else set())
+    return keys | (set() if model.startswith(("package:", "/")) else {"backend.base_model"})
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_check_finds_nothing_wrong_but_what_cannot_be_reached(
+    path: Path, checked: dict[str, dict[str, list[dict[str, str]]]]
+) -> None:
+    found = checked[path.stem]
+    errors = {error["key"]: error["message"] for error in found["errors"]}
+    assert set(errors) == unreachable(path), errors
+    for key, message in errors.items():
+        assert ("API_KEY" if key == "backend.api_key_env" else "the hub cannot be reached") in message
+    assert len(found["errors"]) == len(errors) and found["ok"] is not bool(errors)
+    if "dataset.path" not in errors:
+        assert all(facts["rows"] for facts in found["audit"]["splits"].values())
+        tokens = found["audit"]["tokens"]
+        assert ("not_checked" in tokens) == ("backend.base_model" in errors)
 
 
 def test_every_recipe_ships_by_name() -> None:
