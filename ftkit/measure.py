@@ -123,13 +123,13 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
     write_json(
         run.path(name, "cost.json"),
         {
+            **session.stats(),  # first: of the whole session, so that it cannot stand in for this measurement's sums
             "seconds": round(seconds, 3),
             "tokens_in": _sum(p.tokens_in for p in ordered),
             "tokens_out": _sum(p.tokens_out for p in ordered),
             "usd": _sum(p.usd for p in ordered),
             "n_predictions": len(ordered),
             "n_failed": sum(p.error is not None for p in ordered),
-            **session.stats(),
         },
     )
     if measurement.examples is not None:  # this measurement's own rows: re-scoring needs them

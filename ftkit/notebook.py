@@ -198,9 +198,12 @@ def score(
     return Run(score_file(Path(predictions), [chosen], Path(out), name, columns))
 
 
-def make_report(*runs: str | Path | Run, out: str | Path, anyway: bool = False) -> Report:
-    """Write one report over several runs into the folder `out` and return it."""
+def make_report(*runs: str | Path | Run, out: str | Path, anyway: bool = False, prices: Sequence[str] = ()) -> Report:
+    """Write one report over several runs into the folder `out` and return it.
+
+    `prices` are those to reckon with, such as "tuned.usd_per_hour=0.8"; see `ftkit report --help`.
+    """
     from .report import write_report
 
     contexts = [r.context if isinstance(r, Run) else RunContext.open(r) for r in runs]
-    return write_report(contexts, Path(out), anyway)
+    return write_report(contexts, Path(out), anyway, prices)

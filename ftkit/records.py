@@ -285,7 +285,7 @@ class RunRecord(Record):
 class System(Record):
     """One row of the report's table: a model as measured, with what it cost.
 
-    `seconds` is measuring, `train_seconds` training; `usd` is both together, `train_usd` the training;
+    `seconds` is measuring, `train_seconds` training; `usd` is both together, `measure_usd` and `train_usd` each;
     `n_predictions` counts the answers that were asked for. `role` is baseline, tuned, control, external
     or extra; `settings` is what must agree before two systems may be compared; `info` holds what the
     backend says of the model (`lives`: where, `until`: until when, `usd_per_hour`: what its machine costs).
@@ -301,6 +301,7 @@ class System(Record):
     seconds: float | None = None  # measuring
     train_seconds: float | None = None
     usd: float | None = None
+    measure_usd: float | None = None
     train_usd: float | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
@@ -393,5 +394,6 @@ class Report(Record):
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sections: tuple[Section, ...] = ()
+    costs: dict[str, Any] = dataclasses.field(default_factory=dict)  # prices and break-even, from report/costs.py
     created: str = ""
     version: str = ""

@@ -53,6 +53,8 @@ class FakeOptions(Options):
     losses: bool = False  # those with their teacher-forced loss
     usd: float = 0.0  # what the run is estimated to cost
     usd_per_answer: float | None = None
+    usd_per_hour: float | None = None  # of the machine that answers
+    until: str | None = None  # the model's last day
 
 
 class FakeBackend(Backend):
@@ -75,7 +77,9 @@ class FakeBackend(Backend):
             yield Rendered(e.id, " ".join(tokens), tuple(range(len(tokens))), tokens, learned, len(prompt))
 
     def base_model(self) -> ModelRef:
-        return ModelRef("hub", self.options.base_model)
+        return ModelRef(
+            "hub", self.options.base_model, meta={"until": self.options.until} if self.options.until else {}
+        )
 
     def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
         return {"plugin": self.name, "model": model.to_dict(), "fail": self.options.fail}
@@ -153,7 +157,7 @@ class FakeSession(Session):
         return [len(e.targets[0]) / 100 for e in batch]
 
     def stats(self) -> dict[str, Any]:
-        return {"peak_memory": 4096, "device": "fake"}
+        return {"peak_memory": 4096, "device": "fake", "usd_per_hour": self.options.usd_per_hour}
 
 
 class EchoOptions(Options):

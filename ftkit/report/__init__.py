@@ -13,9 +13,9 @@ from .render import render_html, render_markdown
 __all__ = ["build_report", "render_html", "render_markdown", "write_report"]
 
 
-def write_report(runs: Sequence[RunContext], folder: Path, anyway: bool = False) -> Report:
+def write_report(runs: Sequence[RunContext], folder: Path, anyway: bool = False, prices: Sequence[str] = ()) -> Report:
     """Build one report over `runs` and write report.json, report.md and report.html into `folder`."""
-    report = build_report(runs, anyway)
+    report = build_report(runs, anyway, prices)
     write_json(folder / "report.json", report.to_dict())
     write_atomic(folder / "report.md", render_markdown(report))
     write_atomic(folder / "report.html", render_html(report))

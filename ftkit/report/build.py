@@ -12,17 +12,23 @@ from ..plugins import installed_plugins
 from ..records import Curve, Metric, Pair, Report, Section
 from ..store import RunContext, read_json, utc_now
 from .compare import deltas_of, primary_of, verdict_of
+from .costs import costs_of, read_prices
 from .measured import Measured, check_comparable, match_examples, read_all, unique
 
 
-def build_report(runs: Sequence[RunContext], anyway: bool = False) -> Report:
-    """Return one Report over `runs`. Raises InputError where they must not be compared, unless `anyway`."""
+def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Sequence[str] = ()) -> Report:
+    """Return one Report over `runs`. Raises InputError where they must not be compared, unless `anyway`.
+
+    `prices` are texts SYSTEM.KEY=NUMBER: see `costs.read_prices`.
+    """
     if not runs:
         raise InputError("no runs to report on", "`ftkit runs` lists what was run")
     notes: list[str] = []
     warnings: list[str] = []
     measured = unique(read_all(runs), notes)
     check_comparable([m for m in measured if m.system.role != "extra"], anyway, warnings, notes)
+    systems = [m.system for m in measured]
+    set_prices = read_prices(prices, systems, {run.id: run.record().name for run in runs})
     match_examples(measured, notes)
     primary = primary_of(measured)
     deltas = deltas_of([m for m in measured if m.system.role != "extra"], primary, warnings)
@@ -45,7 +51,7 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False) -> Report:
         verdict=verdict,
         verdict_detail=detail,
         primary=primary or "",
-        systems=tuple(m.system for m in measured),
+        systems=tuple(systems),
         deltas=tuple(deltas),
         pairs=tuple(_pairs(measured, primary)),
         curves=tuple(curve for run in runs for curve in _curves(run)),
@@ -53,6 +59,7 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False) -> Report:
         warnings=tuple(dict.fromkeys(warnings)),
         notes=tuple(dict.fromkeys([*_recipe_notes(runs), *notes])),
         sections=tuple(sections),
+        costs=costs_of(systems, set_prices, _spent(runs)).to_dict(),
         created=utc_now(),
         version=importlib.metadata.version("ftkit"),
     )
@@ -115,6 +122,21 @@ def _provenance(run: RunContext) -> dict[str, Any]:
         "lock": read_json(lock) if lock.exists() else None,
         "audit": read_json(audit) if audit.exists() else None,
     }
+
+
+def _spent(runs: Sequence[RunContext]) -> Iterable[dict[str, Any]]:
+    """Yield the estimated and the actual price of each run that had an estimate, in dollars."""
+    for run in runs:
+        audit = run.path("audit.json")
+        estimate = (read_json(audit).get("estimate") or {}) if audit.exists() else {}
+        if estimate.get("usd") is not None:
+            paid = [stage.usd for stage in run.record().stages if stage.usd is not None]
+            yield {
+                "run": run.record().name,
+                "estimated": estimate["usd"],
+                "actual": sum(paid) if paid else None,
+                "prices_as_of": estimate.get("prices_as_of"),
+            }
 
 
 def _recipe_notes(runs: Sequence[RunContext]) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..data import normalise
@@ -70,19 +71,19 @@ def _read(run: RunContext, record: RunRecord, stage: str, label: str) -> Measure
     train = next((s for s in record.stages if s.name == "train"), None)
     is_tuned = stage == "tuned"
     role = "control" if stage.startswith("control-") else "extra" if data.get("control") else _ROLES.get(stage, "extra")
+    answers = run.predictions(stage)
     system = System(
         name=label,
         run=run.id,
         stage=stage,
         role=role,
         metrics=run.metrics(stage),
-        model=(f"{model.base} + adapter" if model.base and model.kind == "adapter" else model.base or model.uri)
-        if model
-        else "",
+        model=_model_name(model) if model else "",
         method=data.get("backend", ""),
         seconds=cost.get("seconds"),
         train_seconds=train.seconds if train and is_tuned else None,
         usd=_add(cost.get("usd"), train.usd if train and is_tuned else None),
+        measure_usd=cost.get("usd"),
         train_usd=train.usd if train and is_tuned else None,
         tokens_in=cost.get("tokens_in"),
         tokens_out=cost.get("tokens_out"),
@@ -90,15 +91,35 @@ def _read(run: RunContext, record: RunRecord, stage: str, label: str) -> Measure
             filter(None, [cost.get("peak_memory"), train.meta.get("peak_memory") if train and is_tuned else None]),
             default=None,
         ),
-        n_predictions=cost.get("n_predictions", 0),
+        n_predictions=cost.get("n_predictions") or len(answers),
         n_failed=cost.get("n_failed", 0),
         settings=data.get("settings", {}),
-        info=model.meta if model else {},
+        info=_info(model, cost),
     )
     predictions: dict[str, Prediction] = {}
-    for p in run.predictions(stage):
+    for p in answers:
         predictions.setdefault(p.example_id, p)  # of several samples, the first is shown
     return Measured(system, run, predictions, run.scores(stage), {run.id})
+
+
+_PLACES = {"adapter": "the run directory", "path": "the run directory", "hub": "the model hub", "rule": "the plugin"}
+
+
+def _info(model: ModelRef | None, cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a model beside its name: where it lives, until when, its machine's price per hour."""
+    if model is None:
+        return {}
+    own_folder = (model.kind == "path" and model.base is None) or Path(model.uri).is_absolute()
+    lives = "a folder of yours" if own_folder else _PLACES.get(model.kind)
+    hourly = cost.get("usd_per_hour")
+    found = {"lives": lives, **model.meta, **({} if hourly is None else {"usd_per_hour": hourly})}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _model_name(model: ModelRef) -> str:
+    if model.kind == "remote":
+        return model.uri
+    return f"{model.base} + adapter" if model.base and model.kind == "adapter" else model.base or model.uri
 
 
 def _add(a: float | None, b: float | None) -> float | None:

@@ -154,6 +154,28 @@ def dollars(usd: float | None) -> str:
     return "< $0.01" if 0 < usd < 0.01 else f"${usd:,.2f}"
 
 
+def price(usd: float | None) -> str:
+    """Dollars with cents, and below a dollar with three digits that count: $1,234.50, $0.80, $0.0123, $0."""
+    usd = number(usd)
+    if usd is None:
+        return NONE
+    if usd == 0 or abs(usd) >= 1:
+        return f"${usd:,.2f}" if usd else "$0"
+    if abs(usd) < 1e-9:
+        return "< $0.000000001"
+    whole, _, decimals = f"{usd:.{2 - math.floor(math.log10(abs(usd)))}f}".partition(".")
+    return f"${whole}.{decimals.rstrip('0').ljust(2, '0')}"
+
+
+def about(n: float | None) -> str:
+    """A large count with the three digits that matter: 1,668,571 is 1,670,000."""
+    n = number(n)
+    if n is None:
+        return NONE
+    digits = 0 if n < 1000 else 2 - math.floor(math.log10(n))
+    return f"{round(n, digits):,.0f}"
+
+
 def p_value(p: float | None) -> str:
     p = number(p)
     if p is None:

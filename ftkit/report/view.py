@@ -8,7 +8,23 @@ from typing import Any
 from ftkit.records import Curve, Delta, Metric, Report, Section, System
 
 from .charts import charts, forest
-from .text import NONE, TEXT_CAPS, Scale, clip, count, dollars, p_value, pretty, scale_for, seconds, shown, size
+from .costs import ALWAYS_ON, ON_DEMAND, PER_PREDICTION, VOLUMES, BreakEven, Costs, Way
+from .text import (
+    NONE,
+    TEXT_CAPS,
+    Scale,
+    about,
+    clip,
+    count,
+    dollars,
+    p_value,
+    pretty,
+    price,
+    scale_for,
+    seconds,
+    shown,
+    size,
+)
 
 ROW_CAP = 500  # rows of a plugin's table
 
@@ -35,11 +51,11 @@ def view_of(report: Report) -> View:
         "columns": [_column(m, scales[m], report.primary) for m in metrics],
         "systems": [_system(s, metrics, scales, report.primary) | _under(s, report, labels) for s in report.systems],
         "several_runs": len({s.run for s in report.systems}) > 1,
-        "any_failed": any(s.n_failed for s in report.systems),
         "forest": forest(report, scales),
         "deltas": [d for d in deltas if d["metric"] == report.primary],
         "other_deltas": [d for d in deltas if d["metric"] != report.primary],
         "adjusted": any(d.p_adjusted is not None for d in report.deltas),
+        "costs": _costs(report, scales),
         "charts": charts(report.curves, scales, labels),
         "sections": [_section(s, scales, labels) for s in report.sections],
         "runs": runs,
@@ -129,6 +145,95 @@ def _system(s: System, metrics: Sequence[str], scales: dict[str, Scale], primary
         "peak_memory": size(s.peak_memory),
         "usd": dollars(s.usd),
     }
+
+
+def _costs(report: Report, scales: dict[str, Scale]) -> View | None:
+    """Quality beside price and time; where a machine and an API meet; what a month costs."""
+    if not report.costs:
+        return None
+    costs = Costs.from_dict(report.costs)
+    quality = {s.name: s.metrics.get(report.primary) for s in report.systems}
+    models = {s.name: s.model for s in report.systems}
+    scale = scales[report.primary]
+    compared = {meet.machine for meet in costs.break_evens} | {meet.api for meet in costs.break_evens}
+    return {
+        "rows": [
+            {
+                "name": c.system,
+                "model": models.get(c.system),
+                "quality": _cell(quality.get(c.system), scale, None),
+                "train_seconds": seconds(c.train_seconds),
+                "train_usd": price(c.train_usd),
+                "train_source": c.sources.get("train_usd"),
+                "seconds_per_1k": seconds(c.seconds_per_1k),
+                "usd_per_1k": price(c.usd_per_1k),
+                "per_1k_source": c.sources.get("usd_per_1k"),
+                "usd_per_hour": price(c.usd_per_hour) if c.usd_per_hour is not None else None,
+                "hour_source": c.sources.get("usd_per_hour"),
+                "failed": f"{c.n_failed:,} of {c.n_predictions:,}",
+                "lives": c.lives,
+                "until": c.until,
+            }
+            for c in costs.systems
+        ],
+        "meets": [_meet(meet, costs) for meet in costs.break_evens],
+        "volumes": [f"{v:,}" for v in VOLUMES],
+        "months": [
+            {"name": way.system, "way": way.way, "cells": [_month(way, v) for v in VOLUMES]}
+            for way in costs.ways
+            if way.system in compared
+        ],
+        "spent": [
+            {
+                "run": spent["run"],
+                "estimated": price(spent["estimated"]),
+                "actual": price(spent["actual"]),
+                "as_of": spent.get("prices_as_of"),
+            }
+            for spent in costs.runs
+        ],
+    }
+
+
+def _month(way: Way, volume: int) -> View:
+    n = way.machines(volume)
+    return {"usd": price(way.monthly(volume)), "machines": f"{n:,} machines" if n > 1 else None}
+
+
+def _meet(meet: BreakEven, costs: Costs) -> View:
+    """Say in words where a machine and an API meet, and apart from it what the training makes of it."""
+    per_1k = {(way.system, way.way): price(1000 * way.usd_per_prediction) for way in costs.ways}
+    month = next((w.usd_per_month for w in costs.ways if (w.system, w.way) == (meet.machine, meet.way)), None)
+    demand, api = per_1k.get((meet.machine, ON_DEMAND), NONE), per_1k.get((meet.api, PER_PREDICTION), NONE)
+    against = f"{demand} per 1,000 predictions against {api}"
+    if meet.way == ALWAYS_ON and meet.volume is not None:
+        text = (
+            f"{meet.machine} on a machine that is always on ({price(month)} a month) is cheaper than {meet.api} ({api} "
+            f"per 1,000) from {about(meet.volume)} predictions a month on; it can make {about(meet.capacity)} a month."
+        )
+    elif meet.way == ALWAYS_ON and meet.cheaper == meet.api:
+        text = (
+            f"{meet.api} is cheaper than {meet.machine} on a machine that is always on, at every volume: even used to "
+            f"the full the machine costs {against}."
+        )
+    elif meet.cheaper is None:
+        text = f"{meet.machine} on a machine rented on demand costs as much as {meet.api}: {against}."
+    elif meet.way == ALWAYS_ON:
+        text = f"{meet.machine} is cheaper at every volume: its machine costs nothing."
+    else:
+        other = meet.api if meet.cheaper == meet.machine else meet.machine
+        text = f"On demand, {meet.cheaper} is cheaper than {other} at every volume: the machine costs {against}."
+    return {"text": text, "training": _training(meet)}
+
+
+def _training(meet: BreakEven) -> str | None:
+    if meet.train_usd is None or meet.way != ON_DEMAND:
+        return None
+    if meet.train_usd == 0:
+        return "Their training cost the same."
+    dear, cheap = (meet.machine, meet.api) if meet.train_usd > 0 else (meet.api, meet.machine)
+    repaid = f", which is repaid after {about(meet.repaid_after)} predictions in all" if meet.repaid_after else ""
+    return f"Training {dear} cost {price(abs(meet.train_usd))} more than {cheap}{repaid}."
 
 
 def _column(name: str, scale: Scale, primary: str) -> View:

@@ -93,7 +93,12 @@ class TrlSession(Session):
         return losses
 
     def stats(self) -> dict[str, Any]:
-        return {"peak_memory": peak_memory(), "device": str(self.model.device), "prompts_cut": self.prompts_cut}
+        return {
+            "peak_memory": peak_memory(),
+            "device": str(self.model.device),
+            "prompts_cut": self.prompts_cut,
+            "usd_per_hour": self.options.usd_per_hour,
+        }
 
 
 def _batch_seed(generation: Generation, batch: Sequence[Example]) -> int:

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from ftkit.records import Curve, Delta, Metric, Pair, Report, Section, System
+from ftkit.report.costs import costs_of
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><!-- <img src=x onerror=alert(1)> \x1b[31mred \x00 \ud800 "
@@ -36,6 +37,9 @@ def system(name: str, role: str, value: float, run: str = "run-a", **more: objec
             "seconds": 83.2,
             "train_seconds": None if role == "baseline" else 4210.0,
             "usd": None if role == "baseline" else 0.42,
+            "train_usd": None if role == "baseline" else 0.42,
+            "n_predictions": 200,
+            "info": {"lives": "the run directory"} if role == "tuned" else {},
             "tokens_in": 41_230,
             "tokens_out": 9_120,
             "peak_memory": 2_340_000_000,
@@ -114,7 +118,34 @@ def sample_report(**more: object) -> Report:
         "created": "2026-11-23 16:55 UTC",
         "version": "0.1.0",
     }
-    return Report(**{**report, **more})  # type: ignore[arg-type]
+    report |= more
+    report.setdefault("costs", costs_of(report["systems"], {}).to_dict())  # type: ignore[arg-type]
+    return Report(**report)  # type: ignore[arg-type]
+
+
+def priced_report() -> Report:
+    """An open-weight model on a rented GPU beside a model behind an API: four systems with their prices."""
+    here = {"run": "run-a", "info": {"lives": "the run directory", "usd_per_hour": 0.8}, "n_predictions": 200}
+    there = {"run": "run-b", "info": {"lives": "the provider", "until": "2027-01-14"}, "n_predictions": 200}
+    systems = (
+        system("chats-1b baseline", "baseline", 0.1523, **here | {"usd": 0.0185, "measure_usd": 0.0185}),
+        system("chats-1b tuned", "tuned", 0.4719, **here | {"usd": 0.954, "measure_usd": 0.0185, "train_usd": 0.9356}),
+        system("chats-api baseline", "baseline", 0.3712, **there | {"usd": 0.0102, "measure_usd": 0.0102, "seconds": 21}),
+        system(
+            "chats-api tuned", "tuned", 0.4803, **there | {"usd": 6.2, "measure_usd": 0.0305, "train_usd": 6.1695}
+            | {"seconds": 24, "n_failed": 1, "model": "ft:tiny-2:acme::a1b2c3"},
+        ),
+    )  # fmt: skip
+    runs = [{"run": "chats-api", "estimated": 5.9, "actual": 6.2102, "prices_as_of": "2026-11-01"}]
+    deltas = (
+        Delta("chats-1b baseline", "chats-1b tuned", "overlap1", 0.3196, 0.301, 0.338, 0.0001, 200, 0.0004, "better"),
+        Delta("chats-api baseline", "chats-api tuned", "overlap1", 0.1091, 0.08, 0.131, 0.0001, 199, 0.0004, "better"),
+        Delta("chats-1b tuned", "chats-api tuned", "overlap1", 0.0084, -0.01, 0.02, 0.41, 199, 0.41, "no difference shown"),
+        Delta("chats-1b baseline", "chats-api baseline", "overlap1", 0.2189, 0.19, 0.24, 0.0001, 200, 0.0004, "better"),
+    )  # fmt: skip
+    return sample_report(
+        title="chats-1b vs chats-api", systems=systems, deltas=deltas, costs=costs_of(systems, {}, runs).to_dict()
+    )
 
 
 def hostile_report() -> Report:

@@ -16,6 +16,7 @@ from ftkit.errors import InputError, Interrupted, RunFailed
 from ftkit.notebook import Run
 from ftkit.records import Report
 from ftkit.report import build_report
+from ftkit.report.costs import Costs
 from ftkit.stats import holm
 from ftkit.store import RunContext, read_json, write_json
 
@@ -25,8 +26,8 @@ QUIET = Console(silent=True)
 
 @pytest.fixture
 def go(recipe: Make, tmp_path: Path, fakes: ModuleType) -> Callable[..., Run]:
-    def start(backend: dict[str, Any] | None = None, **keys: Any) -> Run:
-        return ftkit.run(recipe(backend, **keys), out=tmp_path / "runs", console=QUIET)
+    def start(backend: dict[str, Any] | None = None, yes: bool = False, **keys: Any) -> Run:
+        return ftkit.run(recipe(backend, **keys), out=tmp_path / "runs", console=QUIET, yes=yes)
 
     return start
 
@@ -123,6 +124,54 @@ def test_two_runs_of_one_name(go: Callable[..., Run]) -> None:
     runs = [go(), go({"skill": 0.1})]
     names = [s.name for s in report(*runs).systems]
     assert len(set(names)) == 3 and all(any(r.context.id in n for r in runs) for n in names)
+
+
+# ---------------------------------------------------------------- money
+
+
+def test_prices_of_a_machine_and_of_an_api_stand_beside_quality(go: Callable[..., Run], tmp_path: Path) -> None:
+    local = go({"usd_per_hour": 0.8, "usd_per_answer": 1e-6}, name="local")
+    api = go({"base_model": "b", "usd_per_answer": 0.0003, "until": "2027-01-14", "fail": ["test-1"]}, name="api")
+    found = report(local, api)
+    costs = {c.system: c for c in Costs.from_dict(found.costs).systems}
+    assert list(costs) == [s.name for s in found.systems]
+    tuned = costs["api tuned"]
+    assert tuned.usd_per_1k == pytest.approx(0.0003 * 23 / 24 * 1000) and tuned.train_usd == 0.25
+    assert (tuned.n_failed, tuned.n_predictions, tuned.usd_per_hour) == (1, 24, None)
+    assert costs["api baseline"].until == "2027-01-14" and costs["api baseline"].train_usd is None
+    machine = costs["local tuned"]
+    assert (machine.lives, machine.until, machine.usd_per_hour) == ("the run directory", None, 0.8)
+    seconds = read_json(local.dir / "tuned" / "cost.json")["seconds"]
+    assert machine.seconds_per_1k == pytest.approx(1000 * seconds / 24)
+    meets = [(m["machine"], m["api"], m["way"]) for m in found.costs["break_evens"]]
+    assert meets == [("local tuned", "api tuned", way) for way in ("machine on demand", "machine always on")]
+    ftkit.make_report(local, api, out=tmp_path / "both")
+    for name in ("report.html", "report.md", "report.json"):
+        text = (tmp_path / "both" / name).read_text()
+        assert all(word in text for word in ("2027-01-14", "the run directory", "machine always on")), name
+
+
+def test_prices_are_set_when_the_report_is_made(
+    go: Callable[..., Run], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    runs = [go(name="local"), go({"base_model": "b"}, name="api")]
+    assert not report(*runs).costs["break_evens"]
+    prices = ["--set-price", "local.usd_per_hour=0.8", "--set-price", "api tuned.usd_per_1k=0.3"]
+    done = command("report", *(r.dir for r in runs), *prices, "--out", tmp_path / "r", "--json")
+    assert done.returncode == 0, done.stderr
+    costs = Costs.from_dict(json.loads(done.stdout)["costs"])
+    by_name = {c.system: c for c in costs.systems}
+    assert by_name["local tuned"].sources == {"train_usd": "set", "usd_per_1k": "set", "usd_per_hour": "set"}
+    assert by_name["api tuned"].sources["usd_per_1k"] == "set" and by_name["api tuned"].usd_per_1k == 0.3
+    assert {m.machine for m in costs.break_evens} == {"local tuned"}
+    wrong = command("report", runs[0].dir, "--set-price", "tund.usd_per_hour=1")
+    assert wrong.returncode == 2 and "did you mean 'tuned'" in wrong.stderr
+
+
+def test_estimated_and_actual_price(go: Callable[..., Run]) -> None:
+    run = go({"usd": 0.31, "usd_per_answer": 0.001}, yes=True)
+    (spent,) = report(run).costs["runs"]
+    assert spent["estimated"] == 0.31 and spent["actual"] == pytest.approx(0.25 + 48 * 0.001)
 
 
 # ---------------------------------------------------------------- runs of `score`
