@@ -180,7 +180,8 @@ def break_even(machine: Way, api: Way, train_usd: float | None = None) -> BreakE
         volume = meets if machine.usd_per_month and meets < limit else None
         cheaper = None if volume is not None else machine.system if not machine.usd_per_month else api.system
         return BreakEven(machine.system, api.system, machine.way, volume, cheaper, machine.capacity, train_usd)
-    saved = api.usd_per_prediction - machine.usd_per_prediction
+    alike = math.isclose(api.usd_per_prediction, machine.usd_per_prediction, rel_tol=1e-9)
+    saved = 0.0 if alike else api.usd_per_prediction - machine.usd_per_prediction
     cheaper = machine.system if saved > 0 else api.system if saved < 0 else None
     repaid = train_usd / saved if train_usd is not None and train_usd * saved > 0 else None
     return BreakEven(machine.system, api.system, machine.way, None, cheaper, None, train_usd, repaid)

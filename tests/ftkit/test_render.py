@@ -10,12 +10,13 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_samples import HOSTILE, hostile_report, large_report, metric, sample_report, system
+from report_samples import HOSTILE, hostile_report, large_report, metric, priced_report, sample_report, system
 
 from ftkit.records import Curve, Delta, Metric, Pair, Report, Section
 from ftkit.report import charts, render
+from ftkit.report.costs import costs_of
 from ftkit.report.render import render_html, render_markdown
-from ftkit.report.text import dollars, md_text, p_value, scale_for, seconds, size, visible
+from ftkit.report.text import about, dollars, md_text, p_value, price, scale_for, seconds, size, visible
 
 
 class Page(HTMLParser):
@@ -163,6 +164,69 @@ def test_markdown_says_the_same() -> None:
     assert "\n\n\n" not in text
 
 
+@pytest.mark.parametrize("draw", [lambda report: Page(render_html(report)).text, render_markdown])
+def test_price_stands_beside_quality_with_its_source(draw: Any) -> None:
+    text = draw(priced_report()).replace("&#36;", "$")
+    for expected in (
+        "Quality and price",
+        "$0.936",
+        "$0.0925",
+        "6 min 56 s",
+        "$0.80 an hour, in the recipe",
+        "1 of 200",
+        "2027-01-14",
+        "the run directory",
+        "On demand, chats-1b tuned is cheaper than chats-api tuned at every volume: the machine costs $0.0924 per 1,000 "
+        "predictions against $0.152.",
+        "Training chats-api tuned cost $5.23 more than chats-1b tuned.",
+        "is cheaper than chats-api tuned ($0.152 per 1,000) from 3,830,000 predictions a month on; it can make 6,320,000",
+        "$1,168.00",
+        "2 machines",
+        "prices as of 2026-11-01",
+        "$5.90",
+    ):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("hour", "per_1k", "said"),
+    [
+        (0.8, 0.05, "chats-api tuned is cheaper than chats-1b tuned on a machine that is always on, at every volume"),
+        (0.8, 0.05, "On demand, chats-api tuned is cheaper than chats-1b tuned at every volume"),
+        (0.0, 0.05, "chats-1b tuned is cheaper at every volume: its machine costs nothing."),
+        (3.6, 0.416, "costs as much as chats-api tuned: $0.416 per 1,000 predictions against $0.416."),
+        (
+            0.8,
+            0.05,
+            "Training chats-api tuned cost $5.23 more than chats-1b tuned, which is repaid after 123,000 predictions",
+        ),
+    ],
+)
+def test_break_even_in_words(hour: float, per_1k: float, said: str) -> None:
+    systems = priced_report().systems
+    prices = {"chats-1b tuned": {"usd_per_hour": hour, "train_usd": 0.9356}, "chats-api tuned": {"usd_per_1k": per_1k}}
+    text = Page(render_html(replace(priced_report(), costs=costs_of(systems, prices).to_dict()))).text
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"),
+    [
+        (None, "–"), (0, "$0"), (1234.5, "$1,234.50"), (1, "$1.00"), (0.8, "$0.80"), (0.0123456, "$0.0123"),
+        (0.000002, "$0.000002"), (1e-12, "< $0.000000001"), (0.9999, "$1.00"),
+    ],
+)  # fmt: skip
+def test_prices_keep_the_digits_that_count(usd: float | None, shown: str) -> None:
+    assert price(usd) == shown
+
+
+@pytest.mark.parametrize(
+    ("n", "shown"), [(None, "–"), (0.4, "0"), (999, "999"), (1_668_571, "1,670,000"), (1046.2, "1,050")]
+)
+def test_large_counts_are_rounded_to_what_matters(n: float | None, shown: str) -> None:
+    assert about(n) == shown
+
+
 def test_corrected_p_values_are_shown_where_there_are_some() -> None:
     report = sample_report()
     assert "Holm" not in render_html(report) + render_markdown(report)
@@ -172,7 +236,7 @@ def test_corrected_p_values_are_shown_where_there_are_some() -> None:
 
 
 def test_markdown_tables_have_equal_rows() -> None:
-    for report in (sample_report(), hostile_report(), large_report(50)):
+    for report in (sample_report(), priced_report(), hostile_report(), large_report(50)):
         for table in re.findall(r"(?:^\|.*\n)+", render_markdown(report), re.M):
             assert len({row.count("|") for row in table.splitlines()}) == 1, table
 

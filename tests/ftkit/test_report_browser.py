@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import hostile_report, large_report, sample_report
+from report_samples import hostile_report, large_report, priced_report, sample_report
 
 from ftkit.records import Report
 from ftkit.report.render import render_html
@@ -76,19 +76,26 @@ def requests(page: Any) -> list[str]:
     """Addresses the page asked for, beyond its own file and data: addresses."""
     messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in urls if not url.startswith(("file://", "data:"))]
+    assert urls.count(page.current_url) == 1, "the log of requests is kept"
+    return [url for url in urls if url != page.current_url and not url.startswith("data:")]
 
 
+REPORTS = {"report": sample_report, "report-priced": priced_report}
+
+
+@pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_opens_from_disk_without_errors_or_requests(page: Callable[..., Any], width: int, scheme: str) -> None:
-    browser = page(sample_report(), width, scheme)
+def test_opens_from_disk_without_errors_or_requests(
+    page: Callable[..., Any], width: int, scheme: str, name: str
+) -> None:
+    browser = page(REPORTS[name](), width, scheme)
     assert len(cards(browser)) == 20
     assert overflow(browser) <= 0
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
     assert requests(browser) == []
     assert browser.get_log("browser") == []
-    screenshot(browser, f"report-{width}-{scheme}", width)
+    screenshot(browser, f"{name}-{width}-{scheme}", width)
 
 
 def test_sorts_searches_filters_and_turns_pages(page: Callable[..., Any]) -> None:
@@ -223,10 +230,11 @@ def test_an_unfinished_run_says_what_is_missing(page: Callable[..., Any]) -> Non
 
 
 @pytest.mark.needs(AXE)
+@pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_no_serious_fault(page: Callable[..., Any], width: int, scheme: str) -> None:
-    browser = page(sample_report(), width, scheme)
+def test_axe_finds_no_serious_fault(page: Callable[..., Any], width: int, scheme: str, name: str) -> None:
+    browser = page(REPORTS[name](), width, scheme)
     browser.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true })")
     browser.execute_script((ROOT / AXE).read_text("utf-8"))
     result = browser.execute_async_script(
