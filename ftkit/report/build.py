@@ -103,6 +103,8 @@ def _curves(run: RunContext) -> Iterable[Curve]:
     for row in run.log_rows():
         if row["event"] == "step" and row.get("loss") is not None:
             lines.setdefault(("loss", "loss"), []).append([row["step"], row["loss"]])
+        if row["event"] == "eval" and row.get("loss") is not None:
+            lines.setdefault(("loss", "validation loss"), []).append([row["step"], row["loss"]])
         if row["event"] == "eval":
             for name, value in row.items():
                 if name in known and isinstance(value, int | float):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -51,12 +51,16 @@ class ManagedOptions(Options):
     )
     base_url: str | None = Field(None, description="address of the API up to /v1; the dialect's by default")
     api_key_env: str | None = Field(
-        None, description="variable with the key, from the environment or .env; OPENAI_API_KEY by default"
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",  # a key that was written here would stand in every recipe.yaml
+        description="variable with the key, from the environment or .env; OPENAI_API_KEY by default",
     )
 
-    n_epochs: int | Auto = Field("auto", ge=1, le=50, description="passes over the training rows")
-    batch_size: int | Auto = Field("auto", ge=1, le=256, description="examples per step")
-    learning_rate_multiplier: float | Auto = Field("auto", gt=0, description="factor on the provider's learning rate")
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = Field("auto", description="passes over the training rows")
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = Field("auto", description="examples per step")
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto", description="factor on the provider's learning rate"
+    )
     learning_rate: float | None = Field(None, gt=0, description="absolute learning rate (dialect nebius)")
     lora_r: int | None = Field(None, gt=0, description="rank of the adapter (dialect nebius)")
     suffix: str | None = Field(None, min_length=1, max_length=40, description="part of the tuned model's name")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import email.utils
+import functools
 import json
 import os
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +64,12 @@ def base_url(options: ManagedOptions) -> str | None:
     return options.base_url or DIALECTS[options.dialect].base_url
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Return the trusted certificates, read once: a run connects several times."""
+    return httpx2.create_ssl_context()
+
+
 class Provider:
     """One provider, connected. No request is sent twice unless `read` sends it; nothing here tells the key."""
 
@@ -80,6 +88,7 @@ class Provider:
             timeout=httpx2.Timeout(options.timeout, connect=min(CONNECT_SECONDS, options.timeout)),
             http_client=openai.DefaultHttpxClient(
                 limits=httpx2.Limits(max_connections=options.concurrency + 4, max_keepalive_connections=options.concurrency + 4),
+                verify=_certificates(),
                 trust_env=not is_loopback(url),  # a proxy of the environment knows no way to this machine
             ),
         )  # fmt: skip

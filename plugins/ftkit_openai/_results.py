@@ -53,8 +53,8 @@ def rows_of_results(data: bytes) -> tuple[str, list[dict[str, Any]]]:
 def _values(raw: dict[str, Any]) -> dict[str, Any] | None:
     """Return a step's numbers under our names; None where it has no step or no number."""
     step = _number(raw.get("step"))
-    values = {ours: _number(raw.get(theirs)) for theirs, ours in _NAMES.items()}
-    known = {k: v for k, v in values.items() if v is not None}
+    numbers = {theirs: _number(raw.get(theirs)) for theirs in _NAMES}
+    known = {_NAMES[theirs]: number for theirs, number in numbers.items() if number is not None}
     return {"step": int(step), **known} if step is not None and known else None
 
 

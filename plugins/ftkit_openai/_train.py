@@ -58,6 +58,7 @@ class _Training:
         rows = run.log_rows()
         self.seen = {row["id"] for row in rows if row["event"] == "provider"}
         self.steps = {row["step"] for row in rows if row["event"] == "step"}
+        self.evals = {row["step"] for row in rows if row["event"] == "eval"}
         self.status: str | None = None
         self.finish: int | None = None
 
@@ -135,13 +136,13 @@ class _Training:
 
     def follow(self, job: Any) -> Any:
         """Return the job when it has ended; log its events, each once, and show what people wait for."""
-        delay = _FASTEST
+        fastest = delay = min(_FASTEST, self.options.poll_seconds / 4)
         while True:
             moved = self.show(job)
             moved += self.events(job)
             if job_status(self.provider, job) in ENDS:
                 return job
-            delay = _FASTEST if moved else min(delay * 1.5, self.options.poll_seconds)
+            delay = fastest if moved else min(delay * 1.5, self.options.poll_seconds)
             time.sleep(jittered(delay))
             job = self.provider.read(
                 f"looking at job {job.id} (it goes on at the provider)",
@@ -190,9 +191,15 @@ class _Training:
         return len(fresh)
 
     def step(self, values: dict[str, Any]) -> None:
-        if values["step"] not in self.steps:
-            self.steps.add(values["step"])
+        """Log a step's training loss and its validation loss, each once."""
+        step = values["step"]
+        if values.get("loss") is not None and step not in self.steps:
+            self.steps.add(step)
             self.run.log("step", **values)
+        valid = values.get("full_valid_loss", values.get("valid_loss"))
+        if valid is not None and step not in self.evals:
+            self.evals.add(step)
+            self.run.log("eval", step=step, loss=valid)
 
     # ---- what it leaves
 

@@ -1,0 +1,243 @@
+"""The pure parts of the managed backend: the lint of a file, prices, tokens, losses, headers, dialects."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ftkit_openai import ManagedOptions, OpenAIManaged, _tokens
+from ftkit_openai._dialects import DIALECTS
+from ftkit_openai._infer import Gate, seconds_of
+from ftkit_openai._lint import lint, ranges
+from ftkit_openai._preflight import _options, epochs, estimate
+from ftkit_openai._prices import prices_for
+from ftkit_openai._results import rows_of_results, step_of
+
+from ftkit.records import Example, Message, Task
+
+
+def chat(*contents: str, **more: Any) -> str:
+    roles = ("user", "assistant")
+    return json.dumps({"messages": [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)], **more})
+
+
+def found(*lines: str, **how: Any) -> list[str]:
+    """What the lint says beside there being fewer than ten rows."""
+    return [f"{p.level}: {p}" for p in lint(lines, min_examples=0, **how)]
+
+
+def test_a_good_file_has_no_problems() -> None:
+    assert lint([chat(f"row {i}", "yes") for i in range(10)]) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("not json", "error: line 2: not JSON"),
+        ('{"prompt": "x", "completion": "y"}', "error: line 2: no list of messages"),
+        (json.dumps({"messages": [{"role": "robot", "content": "x"}, {"role": "assistant", "content": "y"}]}), "error: line 2: unknown role 'robot'"),
+        (json.dumps({"messages": [{"role": "user", "content": "x"}]}), "error: line 2: no assistant answer to learn"),
+        (chat("x", "y", "z"), "error: line 2: the last message is not the assistant's"),
+        (chat("x", "  "), "error: line 2: the assistant message is empty"),
+        (chat("", "y"), "warning: line 2: the user message is empty"),
+        (json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0.5}]}), "error: line 2: `weight` must be 0 or 1"),
+        (json.dumps({"messages": [{"role": "user", "content": "x", "weight": 1}, {"role": "assistant", "content": "y"}]}), "error: line 2: `weight` must be 0 or 1"),
+        (json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]}), "error: line 2: no assistant answer to learn"),
+        (chat("x <|endoftext|>", "y"), "error: line 2: the text holds the special token <|endoftext|>"),
+        (chat("x", "y <|fim_suffix|>"), "error: line 2: the text holds the special token <|fim_suffix|>"),
+        (chat("first", "row"), "warning: line 2: the same as line 1"),
+    ],
+)  # fmt: skip
+def test_each_problem_is_named_with_its_line(line: str, says: str) -> None:
+    assert [p for p in found(chat("first", "row"), line) if p.startswith(says)]
+
+
+def test_all_lines_of_one_kind_of_problem_are_told() -> None:
+    problems = found(*["broken" if i in (3, 7, 8, 9) else chat(f"row {i}", "yes") for i in range(1, 12)])
+    assert problems[0] == "error: lines 3, 7-9: not JSON"
+    assert ranges([9, 3, 10, 11, 3]) == "3, 9-11"
+
+
+def test_few_rows_and_long_rows() -> None:
+    assert "9 examples: a provider asks for at least 10" in str(lint([chat(f"row {i}", "yes") for i in range(9)])[0])
+    long = found(chat("short", "y"), chat("long " * 50, "y"), max_tokens=40, count=_tokens.ESTIMATE.chat)
+    assert long == ["warning: line 2: longer than 40 tokens: cut at the end, so that the answer is lost"]
+
+
+# ---------------------------------------------------------------- prices
+
+
+def test_the_table_is_the_published_one() -> None:
+    prices = prices_for("openai", None)
+    listed = {m: (p.training, p.input, p.output) for m, p in prices.table.items()}
+    assert listed == {
+        "gpt-4.1": (25, 3, 12),
+        "gpt-4.1-mini": (5, 0.80, 3.20),
+        "gpt-4o": (25, 3.75, 15),
+        "gpt-4o-mini": (3, 0.30, 1.20),
+    }
+    assert prices.as_of == "autumn 2026"
+    mini = prices.of("ft:gpt-4o-mini-2024-07-18:org::abc")
+    assert mini is not None and mini is prices.of("gpt-4o-mini-2024-07-18")
+    assert mini.answer(1_000_000, 1_000_000, tuned=True) == pytest.approx(1.5)
+    assert mini.answer(1_000_000, 1_000_000, tuned=True, batch=True) == pytest.approx(0.75)
+    assert mini.answer(1_000_000, 1_000_000, tuned=False) == pytest.approx(0.75)
+    assert prices.of("gpt-4o-mini-audio-preview") is None
+
+
+def test_a_recipe_brings_its_own_prices(tmp_path: Path) -> None:
+    own = {"my-model": {"training": 1, "input": 2, "output": 3}}
+    (tmp_path / "prices.yaml").write_text("as_of: 2026-11-24\nmy-model: {training: 1, input: 2, output: 3}\n")
+    for given in (own, str(tmp_path / "prices.yaml")):
+        price = prices_for("nebius", given).of("my-model")
+        assert price is not None and (price.training, price.input, price.output) == (1.0, 2.0, 3.0)
+    assert prices_for("openai", str(tmp_path / "prices.yaml")).as_of == "2026-11-24"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"m": 3}, {"m": {"training": 1}}, {"m": {"training": 1, "input": "x", "output": 1}}, {"m": {"train": 1}}, "nowhere.yaml",
+              {"m": {"training": -1, "input": 1, "output": 1}}],
+)  # fmt: skip
+def test_what_is_no_price_is_said(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"price"):
+        prices_for("openai", wrong)
+
+
+def task(rows: int = 20, text: str = "word " * 40) -> Task:
+    examples = tuple(
+        Example(f"r{i}", (Message("user", f"{i} {text}"),), ("a short answer",), text) for i in range(rows)
+    )
+    return Task("t", {"train": examples, "test": examples[:10]}, {"train": f"{rows}{text}", "test": "t"}, "p")
+
+
+def test_the_estimate_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tokens, "_WAIT", 0.0)
+    _tokens.counter.cache_clear()
+    guess = estimate(ManagedOptions(base_model="gpt-4o-mini-2024-07-18", n_epochs=4), task())
+    _tokens.counter.cache_clear()
+    assert guess["trained_tokens"] % 4 == 0 and guess["n_epochs"] == 4 and guess["predictions"] == 20
+    assert guess["usd_training"] == pytest.approx(guess["trained_tokens"] * 3 / 1e6, abs=1e-4)
+    assert guess["usd"] == pytest.approx(guess["usd_training"] + guess["usd_predictions"], abs=1e-4)
+    assert "estimated at 4 bytes a token" in guess["usd_detail"] and "as of autumn 2026" in guess["usd_detail"]
+    assert "no price is known" in estimate(ManagedOptions(base_model="m", dialect="nebius"), task())["not_estimated"]
+    assert estimate(ManagedOptions(base_model="m", dialect="local"), task())["usd"] == 0.0
+
+
+@pytest.mark.parametrize(("rows", "passes"), [(10, 10), (33, 4), (100, 3), (8000, 3), (9000, 2), (30_000, 1), (2, 25)])
+def test_epochs_of_auto(rows: int, passes: int) -> None:
+    assert epochs(ManagedOptions(base_model="m"), rows) == passes
+    assert epochs(ManagedOptions(base_model="m", n_epochs=7), rows) == 7
+
+
+# ---------------------------------------------------------------- losses
+
+
+def event(message: str, data: Any = None) -> Any:
+    return SimpleNamespace(message=message, data=data)
+
+
+def test_steps_come_from_events() -> None:
+    data = {"step": 88, "train_loss": 0.47, "total_steps": 100, "train_mean_token_accuracy": 0.92, "valid_loss": None}
+    assert step_of(event("", data)) == {"step": 88, "loss": 0.47, "token_accuracy": 0.92, "max_steps": 100}
+    assert step_of(event("Step 10/90: training loss=0.52")) == {"step": 10, "loss": 0.52, "max_steps": 90}
+    assert step_of(event("Step 10: training loss=1.5e-2, validation loss=0.3")) == {"step": 10, "loss": 0.015}
+    assert step_of(event("Files validated, moving job to queued state", {})) is None
+
+
+@pytest.mark.parametrize("encode", [bytes, base64.b64encode, base64.encodebytes])
+def test_a_result_file_is_read_plain_or_in_base64(encode: Any) -> None:
+    csv = b"step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,2.5,0.1,,\n2,1.5,0.2,1.9,0.3\n3,nan,,,\n"
+    text, rows = rows_of_results(encode(csv))
+    assert text.startswith("step,train_loss")
+    assert rows == [
+        {"step": 1, "loss": 2.5, "token_accuracy": 0.1},
+        {"step": 2, "loss": 1.5, "token_accuracy": 0.2, "valid_loss": 1.9, "valid_token_accuracy": 0.3},
+    ]
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"<html>sorry</html>", b"bm90IGEgdGFibGU="])
+def test_what_is_no_result_file_has_no_rows(data: bytes) -> None:
+    assert rows_of_results(data)[1] == []
+
+
+# ---------------------------------------------------------------- holding back
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1.5s", 1.5), ("6m0s", 360), ("20ms", 0.02), ("1h2m3s", 3723), (None, 0), ("x", 0)]
+)
+def test_reset_times_are_read(text: str | None, seconds: float) -> None:
+    assert seconds_of(text) == pytest.approx(seconds)
+
+
+def test_a_gate_halves_on_refusal_once_a_burst_and_grows_again() -> None:
+    gate = Gate(16)
+    for _ in range(5):
+        gate.refused(0.0)
+    assert gate.limit == 8
+    for _ in range(8 + 9):
+        gate.answered({})
+    assert gate.limit == 10
+    for _ in range(1000):
+        gate.answered({})
+    assert gate.limit == 16
+
+
+def test_a_gate_holds_back_when_the_headers_say_so() -> None:
+    gate = Gate(4)
+    gate.answered({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30s"})
+    assert 29 < gate.opens - time.monotonic() <= 30
+
+
+# ---------------------------------------------------------------- dialects and options
+
+
+def test_dialects_take_their_own_hyperparameters() -> None:
+    def wrong(**options: Any) -> list[str]:
+        return [f.message for f in _options(ManagedOptions(base_model="m", **options))]
+
+    assert wrong() == []
+    assert wrong(learning_rate=1e-4, lora_r=8) == [
+        "dialect openai has no learning_rate",
+        "dialect openai has no lora_r",
+    ]
+    assert wrong(dialect="nebius", learning_rate=1e-4, lora_r=8) == []
+    assert wrong(dialect="nebius", learning_rate_multiplier=2.0) == ["dialect nebius has no learning_rate_multiplier"]
+    assert "deployed" in wrong(dialect="azure")[0]
+    assert DIALECTS["nebius"].base_url == "https://api.tokenfactory.nebius.com/v1/"
+
+
+def test_a_key_is_not_taken_for_the_name_of_a_variable() -> None:
+    with pytest.raises(ValueError, match="api_key_env"):
+        ManagedOptions(base_model="m", api_key_env="sk-proj-abcdef")
+
+
+def test_offline_tokens_are_a_labelled_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiktoken
+
+    def gone(*_: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(tiktoken, "encoding_for_model", gone)
+    monkeypatch.setattr(tiktoken, "get_encoding", gone)
+    _tokens.counter.cache_clear()
+    found = _tokens.counter("gpt-4o-mini")
+    _tokens.counter.cache_clear()
+    assert not found.exact and "estimated" in found.label
+    assert found.count("a b c d") == 2 and found.count("日本語") == 3
+
+
+def test_the_plugin_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, ftkit_openai; print([m for m in ('openai', 'httpx2', 'torch', 'fastapi', 'tiktoken') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+    assert OpenAIManaged.requires.install == "ftkit[openai]"
