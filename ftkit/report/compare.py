@@ -73,7 +73,7 @@ def _word(delta: Delta, higher_is_better: bool | None) -> str:
 def verdict_of(
     measured: Sequence[Measured], deltas: Sequence[Delta], primary: str | None, warnings: list[str]
 ) -> tuple[str, str]:
-    """Return the headline and the sentence under it; says what is missing where no verdict can be given."""
+    """Return the headline and the lines under it; says what is missing where no verdict can be given."""
     by_name = {m.system.name: m for m in measured}
     finals = [m for m in measured if m.system.role in _FINAL]
     lines = []
@@ -90,7 +90,7 @@ def verdict_of(
             return "No verdict", f"There is no {' and no '.join(missing)} measurement."
         return "No verdict", f"No example has a score for {primary!r} in both systems."
     head, *rest = lines
-    return head[0], " ".join([head[1], *(f"{title}. {text}" for title, text in rest)])
+    return head[0], "\n".join([head[1], *(f"{title}: {text}" for title, text in rest)])
 
 
 def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:

@@ -128,20 +128,23 @@ def _add(a: float | None, b: float | None) -> float | None:
 
 def unique(measured: list[Measured], notes: list[str]) -> list[Measured]:
     """Show a baseline or control that several runs share once."""
+    kept: list[Measured] = []
     seen: dict[str, Measured] = {}
-    kept = []
+    again: dict[str, list[str]] = {}
     for m in measured:
         path = m.run.path(m.system.stage, "key.json")
-        key = None
-        if path.exists() and m.system.role in ("baseline", "control"):
-            key = digest([read_json(path), m.system.settings])  # asked alike, and scored alike
-        if key and key in seen:
-            notes.append(f"{m.system.name} is the same measurement as {seen[key].system.name}, and is shown once")
-            seen[key].used_by.add(m.run.id)
+        if not path.exists() or m.system.role not in ("baseline", "control"):
+            kept.append(m)
             continue
-        if key:
-            seen[key] = m
-        kept.append(m)
+        first = seen.setdefault(digest([read_json(path), m.system.settings]), m)  # asked alike, and scored alike
+        if first is m:
+            kept.append(m)
+        else:
+            first.used_by.add(m.run.id)
+            again.setdefault(first.system.name, []).append(m.system.name)
+    for name, others in again.items():
+        are = "is the same measurement" if len(others) == 1 else "are the same measurement"
+        notes.append(f"{', '.join(others)} {are} as {name}, shown once")
     return kept
 
 

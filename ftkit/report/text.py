@@ -141,6 +141,12 @@ def seconds(s: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def moment(text: object) -> object:
+    """A time as people write it, 2026-11-24 06:11 UTC; what is no ISO 8601 time in UTC stays as it is."""
+    found = re.match(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)[\d:.]*(Z|\+00:00)$", str(text))
+    return f"{found[1]} {found[2]} UTC" if found else text
+
+
 def size(n: int | None) -> str:
     if n is None:
         return NONE

@@ -17,6 +17,7 @@ from .text import (
     clip,
     count,
     dollars,
+    moment,
     p_value,
     pretty,
     price,
@@ -39,11 +40,11 @@ def view_of(report: Report) -> View:
     deltas = [_delta(d, scales) for d in report.deltas]
     return {
         "title": report.title,
-        "created": report.created,
+        "created": moment(report.created),
         "version": report.version,
         "primary": report.primary,
         "verdict": report.verdict or "No verdict",
-        "detail": report.verdict_detail,
+        "details": report.verdict_detail.split("\n") if report.verdict_detail else [],
         "headline": _headline(report, scales),
         "missing": _missing(report),
         "warnings": report.warnings,
@@ -294,7 +295,7 @@ def _run(run: Mapping[str, Any]) -> View:
         "id": run.get("id") or "unnamed",
         "name": run.get("name") or run.get("id") or "unnamed",
         "status": run.get("status") or "status not known",
-        "started": run.get("started"),
+        "started": moment(run.get("started")),
         "error": run.get("error"),
         "stages": [
             {

@@ -16,7 +16,7 @@ from ftkit.records import Curve, Delta, Metric, Pair, Report, Section
 from ftkit.report import charts, render
 from ftkit.report.costs import costs_of
 from ftkit.report.render import render_html, render_markdown
-from ftkit.report.text import about, dollars, md_text, p_value, price, scale_for, seconds, size, visible
+from ftkit.report.text import about, dollars, md_text, moment, p_value, price, scale_for, seconds, size, visible
 
 
 class Page(HTMLParser):
@@ -225,6 +225,18 @@ def test_prices_keep_the_digits_that_count(usd: float | None, shown: str) -> Non
 )
 def test_large_counts_are_rounded_to_what_matters(n: float | None, shown: str) -> None:
     assert about(n) == shown
+
+
+def test_times_are_written_for_people() -> None:
+    assert moment("2026-11-24T06:11:25+00:00") == moment("2026-11-24T06:11:25.123Z") == "2026-11-24 06:11 UTC"
+    assert moment("2026-11-24T06:11:25+01:00") == "2026-11-24T06:11:25+01:00"
+    assert moment(None) is None and moment(HOSTILE) == HOSTILE
+
+
+def test_each_line_of_the_verdict_is_a_paragraph() -> None:
+    report = sample_report(verdict_detail="first line\nsecond line")
+    assert "<p>first line</p><p>second line</p>" in render_html(report)
+    assert "first line\n\nsecond line\n\n" in render_markdown(report)
 
 
 def test_corrected_p_values_are_shown_where_there_are_some() -> None:
