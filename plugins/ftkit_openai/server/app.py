@@ -45,7 +45,7 @@ def open_server(data: Path, models: dict[str, ServedModel], max_upload: int) -> 
     )
 
 
-def make_app(server: Server, key: str | None, ready: Callable[[], None]) -> FastAPI:
+def make_app(server: Server, key: str | None, ready: Callable[[], None]) -> Gate:
     """Return the application; `ready` is called when it begins to answer. `key` None lets everybody in."""
     from . import routes_batches, routes_chat, routes_files, routes_jobs, routes_models
 
@@ -60,7 +60,7 @@ def make_app(server: Server, key: str | None, ready: Callable[[], None]) -> Fast
         server.engine.stop()
         server.store.close()
 
-    app = FastAPI(title="ftkit serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.server = server
     for routes in (routes_files, routes_jobs, routes_models, routes_chat, routes_batches):
         app.include_router(routes.router, prefix="/v1")
@@ -68,8 +68,7 @@ def make_app(server: Server, key: str | None, ready: Callable[[], None]) -> Fast
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _crash)
-    app.add_middleware(Gate, key=key, max_upload=server.max_upload)
-    return app
+    return Gate(app, key, server.max_upload)
 
 
 def _api_error(request: Request, error: Any) -> JSONResponse:
@@ -78,22 +77,28 @@ def _api_error(request: Request, error: Any) -> JSONResponse:
 
 def _invalid(request: Request, error: Any) -> JSONResponse:
     """A body or a query that does not fit: OpenAI names the first field at fault."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    # What pydantic adds to a place in a union ("constrained-int", "literal['auto']") is no part of the field's name.
-    names = [part for part in where if part.isidentifier() or part.isdecimal()]
-    param = ".".join(names) or None
+    errors = error.errors()
+    first, param = errors[0], _field(errors[0])
     if first["type"] == "extra_forbidden":
         return _api_error(
             request, ApiError(400, f"Unrecognized request argument supplied: {param}", "unknown_parameter", param)
         )
-    if first["type"] == "missing":
+    if first["type"] == "missing" and param:
         return _api_error(
             request, ApiError(400, f"Missing required parameter: '{param}'.", "missing_required_parameter", param)
         )
     if first["type"] == "json_invalid":
         return _api_error(request, ApiError(400, "The body is not valid JSON."))
-    return _api_error(request, ApiError(400, f"Invalid value for '{param}': {first['msg']}.", "invalid_value", param))
+    # A field that may be one thing or another has an error for each.
+    why = ", or ".join(dict.fromkeys(e["msg"] for e in errors if _field(e) == param))
+    return _api_error(request, ApiError(400, f"Invalid value for '{param}': {why}.", "invalid_value", param))
+
+
+def _field(error: Any) -> str | None:
+    """Return the dotted name of a field, without what pydantic adds for a union ("literal['auto']")."""
+    where = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    names = [part for part in where if part.isidentifier() or part.isdecimal()]
+    return ".".join(names) or None
 
 
 def _http_error(request: Request, error: Any) -> JSONResponse:

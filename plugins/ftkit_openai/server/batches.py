@@ -119,27 +119,30 @@ class Batches:
         found: list[tuple[int, BatchLine]] = []
         errors: list[Doc] = []
         seen: set[str] = set()
-        with open(self.files.path(batch["input_file_id"]), encoding="utf-8-sig", newline="\n") as file:
-            for number, text in enumerate(file, 1):
-                if not text.strip():
-                    continue
-                try:
-                    line = BatchLine.model_validate_json(text)
-                except ValidationError as error:
-                    first = error.errors()[0]
-                    param = ".".join(map(str, first["loc"])) or None
-                    errors.append(_error("invalid_json_line", f"{param or 'line'}: {first['msg']}", number, param))
-                    continue
-                if line.custom_id in seen:
-                    errors.append(
-                        _error(
-                            "duplicate_custom_id", f"custom_id {line.custom_id!r} appears twice.", number, "custom_id"
-                        )
-                    )
-                if line.url != batch["endpoint"]:
-                    errors.append(_error("invalid_url", f"The url must be {batch['endpoint']}.", number, "url"))
-                seen.add(line.custom_id)
-                found.append((number, line))
+        try:
+            texts = self.files.path(batch["input_file_id"]).read_text("utf-8-sig").split("\n")
+        except FileNotFoundError:
+            raise _Invalid([_error("file_not_found", "The input file was deleted.")]) from None
+        except UnicodeDecodeError:
+            raise _Invalid([_error("invalid_file_format", "The input file is not UTF-8.")]) from None
+        for number, text in enumerate(texts, 1):
+            if not text.strip():
+                continue
+            try:
+                line = BatchLine.model_validate_json(text)
+            except ValidationError as error:
+                first = error.errors()[0]
+                param = ".".join(map(str, first["loc"])) or None
+                errors.append(_error("invalid_json_line", f"{param or 'line'}: {first['msg']}", number, param))
+                continue
+            if line.custom_id in seen:
+                errors.append(
+                    _error("duplicate_custom_id", f"custom_id {line.custom_id!r} appears twice.", number, "custom_id")
+                )
+            if line.url != batch["endpoint"]:
+                errors.append(_error("invalid_url", f"The url must be {batch['endpoint']}.", number, "url"))
+            seen.add(line.custom_id)
+            found.append((number, line))
         if not found and not errors:
             errors.append(_error("empty_file", "The input file holds no request."))
         if len(found) > _MOST:

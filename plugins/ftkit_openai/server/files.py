@@ -21,8 +21,13 @@ class Files:
     def __init__(self, data: Path, store: Store) -> None:
         self.folder, self.store = data / "files", store
         self.folder.mkdir(exist_ok=True)
-        for left in self.folder.glob("*.tmp"):  # of a server that was killed while it wrote
-            left.unlink()
+        kept = {doc["id"] for doc in store.every("file") if doc.get("expires_at", now() + 1) > now()}
+        kept |= {
+            part["id"] for upload in store.waiting("upload", "pending") for part in store.every("part", upload["id"])
+        }
+        for left in self.folder.iterdir():  # expired, or of a server that was killed while it wrote
+            if left.name not in kept:
+                left.unlink()
 
     def path(self, id: str) -> Path:
         """Return where a file's bytes are. The id must be one of ours: callers look it up first."""

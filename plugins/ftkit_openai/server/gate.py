@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import re
 from typing import Any
@@ -16,7 +17,7 @@ _FORM = 1 << 16  # bytes that a form adds around its file
 
 
 class Gate:
-    """ASGI middleware. Refuses a wrong key (401), another web site's page (403) and a body that is too large (413)."""
+    """ASGI middleware. Refuses a wrong key (401), pages of web sites (403) and a body that is too large (413)."""
 
     def __init__(self, app: Any, key: str | None, max_upload: int) -> None:
         self.app, self.key, self.max_upload = app, key, max_upload
@@ -25,36 +26,36 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = new_id("req_")
+        request_id = (b"x-request-id", new_id("req_").encode())
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         limit = self._limit(scope["path"])
+        refused: ApiError | None = None
         received = 0
 
         async def counted() -> Any:
-            nonlocal received
+            nonlocal received, refused
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise _too_large(limit)
+                refused = _too_large(limit)
+                raise refused
             return message
 
-        started = False
-
         async def marked(message: Any) -> None:
-            nonlocal started
+            if refused is not None:
+                return  # what the application makes of a body that was cut off
             if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", []), request_id]
             await send(message)
 
         try:
             self._check(headers, limit)
             await self.app(scope, counted, marked)
         except ApiError as error:
-            if started:
-                raise
+            refused = error
+        if refused is not None:
             await _discard(receive, received, 4 * limit)
-            await _answer(marked, error)
+            await _answer(send, refused, request_id)
 
     def _limit(self, path: str) -> int:
         """Return how many bytes the body of a request to `path` may have."""
@@ -66,6 +67,10 @@ class Gate:
         origin, host = headers.get("origin"), headers.get("host", "")
         if origin is not None and origin.split("://")[-1] != host:
             raise ApiError(403, "Requests from web pages of other sites are refused.", "origin_refused")
+        if self.key is None and not _names_an_address(host):  # a site whose name was made to mean this machine
+            raise ApiError(
+                403, f"Without --api-key-env this server answers to an address, not to {host!r}.", "host_refused"
+            )
         if self.key is not None:
             given = headers.get("authorization", "").removeprefix("Bearer ").strip()
             if not given:
@@ -77,6 +82,15 @@ class Gate:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
+
+
+def _names_an_address(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name == "localhost"
+    return True
 
 
 def _too_large(limit: int) -> ApiError:
@@ -94,8 +108,8 @@ async def _discard(receive: Any, received: int, most: int) -> None:
             return
 
 
-async def _answer(send: Any, error: ApiError) -> None:
+async def _answer(send: Any, error: ApiError, request_id: tuple[bytes, bytes]) -> None:
     body = json.dumps(error.body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), request_id]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -98,4 +98,4 @@ def read_message(message: Any, where: str) -> Message:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise ValueError(f'{where}: "content" must be text.')
-    return Message(_ROLES[role], content)
+    return Message(_ROLES[role], content.encode("utf-8", "replace").decode())  # a lone surrogate is no text
