@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,26 @@ def test_the_table_has_no_other_hooks() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PLUGINS):
         assert (ROOT / "docs" / target).exists()
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return (page, command) of every line in a block of the docs that calls ftkit."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = []
+    for page in pages:
+        for block in re.findall(r"^```[a-z]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            found += [(page.name, line) for line in re.findall(r"^(?:\$ )?(ftkit .*)$", block, re.MULTILINE)]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda text: text[:60])
+def test_commands_in_the_docs_exist_with_their_options(page: str, line: str) -> None:
+    import click
+
+    from ftkit.cli import ftkit
+
+    words = shlex.split(line, comments=True)[1:]
+    command = ftkit.get_command(click.Context(ftkit), words[0])
+    assert command is not None, f"{page}: {words[0]}"
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, f"{page}: {line}"
