@@ -10,8 +10,9 @@ import json
 import os
 import random
 import signal
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from kill_at import Ended, Stopper, results, unfinished
 
 from ftkit.store import read_json
 
-POINTS = 24  # of about 200: tests/soak.py takes them all
+POINTS = 16  # of about 200: tests/soak.py takes them all
 
 
 @dataclass
@@ -80,6 +81,25 @@ def write_recipe(folder: Path, **keys: Any) -> None:
         **keys,
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
+
+
+@pytest.fixture
+def small_disk(place: Place) -> Iterator[Callable[[str], Path]]:
+    """Return a function that makes a disk of a size, or makes it larger; root alone may."""
+    disk = place.dir / "disk"
+    disk.mkdir()
+
+    def mounted(options: str) -> Path:
+        line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        done = subprocess.run(line, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a file system can only be mounted by root: {done.stderr.strip()}")
+        return disk
+
+    yield mounted
+    while os.path.ismount(disk):
+        subprocess.run(["umount", disk], check=True)
+    disk.rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +195,21 @@ def test_a_disk_that_is_full_at_any_step(place: Place) -> None:
         if bad or "defect" in ended.err or len(ended.err) > 1500:
             wrong.append(f"step {at}, {ended.steps[at]}: {bad}\n{ended.err}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("size", [4, 16, 40, 80, 120, 160])
+def test_a_real_disk_too_small_for_the_run(place: Place, small_disk: Callable[[str], Path], size: int) -> None:
+    disk = small_disk(f"size={size}k")
+    ended = place.stopper.run("run", "recipe.yaml", "--out", disk / "runs")
+    assert ended.status in (1, 2), f"{size} kB are enough, or too little in the wrong way: {ended.said}"
+    assert "disk is full" in ended.err or "No space left" in ended.err
+    assert ended.err.count("error: ") == 1 and "defect" not in ended.err
+    runs = list(disk.glob("runs/*/run.json"))
+    small_disk("remount,size=64m")
+    if not runs:
+        assert size < 40
+        return
+    run = runs[0].parent
+    assert unfinished(run, working=True) == []
+    resumed = place.resume(run)
+    assert resumed.status == 0 and place.ended_well(run) is None, resumed.said
