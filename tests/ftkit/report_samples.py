@@ -150,13 +150,18 @@ def priced_report() -> Report:
 
 def hostile_report() -> Report:
     pair = Pair(HOSTILE, HOSTILE, (HOSTILE,), {HOSTILE: {"text": HOSTILE, "score": 0.5, "error": None}}, delta=0.1)
+    hostile = {"run": HOSTILE, "model": HOSTILE, "method": HOSTILE, "info": {"lives": HOSTILE, "until": HOSTILE}}
+    systems = (system(HOSTILE, HOSTILE, 0.4, **hostile), system(f"{HOSTILE} 2", "tuned", 0.4, **hostile))
+    prices = {HOSTILE: {"usd_per_1k": 1.0}, f"{HOSTILE} 2": {"usd_per_hour": 1.0, "usd_per_1k": 2.0}}
+    spent = [{"run": HOSTILE, "estimated": 1, "actual": None, "prices_as_of": HOSTILE}]
     return sample_report(
         title=HOSTILE,
+        costs=costs_of(systems, prices, spent).to_dict(),
         verdict=HOSTILE,
         verdict_detail=HOSTILE,
         warnings=(HOSTILE,),
         notes=(HOSTILE,),
-        systems=(system(HOSTILE, HOSTILE, 0.4, run=HOSTILE, model=HOSTILE, method=HOSTILE),),
+        systems=systems,
         deltas=(Delta(HOSTILE, HOSTILE, "overlap1", 0.1, 0.0, 0.2, 0.5, 9, verdict=HOSTILE),),
         pairs=(pair,),
         curves=(Curve(HOSTILE, HOSTILE, HOSTILE, ([0, 1.0], [1, 0.5])),),
