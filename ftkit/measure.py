@@ -95,10 +95,11 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
     batch_of = {example_id: i for i, batch in enumerate(batches) for example_id in batch}
     journal = Journal(run.path(name, "predictions.journal"))
     done: dict[int, list[Prediction]] = {}
-    seconds = 0.0
+    seconds, cut, cut_before = 0.0, 0, _prompts_cut(session)
     for row in journal:
         done[row["batch"]] = [Prediction.from_dict(p) for p in row["predictions"]]
         seconds += row["seconds"]
+        cut += row.get("prompts_cut", 0)
     for attempt in range(2):  # what failed is tried once more, after all the rest
         todo = [i for i in range(len(batches)) if i not in done or (attempt and any(p.error for p in done[i]))]
         last = time.monotonic()
@@ -106,11 +107,11 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
         for predictions in answered if todo else ():
             _check_batch(predictions, batches, batch_of, generation)
             index = batch_of[predictions[0].example_id]
-            now = time.monotonic()
-            journal.append(
-                {"batch": index, "seconds": round(now - last, 4), "predictions": [p.to_dict() for p in predictions]}
-            )
+            now, cut_now = time.monotonic(), _prompts_cut(session)
+            facts = {"batch": index, "seconds": round(now - last, 4), "prompts_cut": cut_now - cut_before}
+            journal.append({**facts, "predictions": [p.to_dict() for p in predictions]})
             seconds, last = seconds + now - last, now
+            cut, cut_before = cut + cut_now - cut_before, cut_now
             done[index] = predictions
             progress(name, sum(len(batches[i]) for i in done), len(examples), seconds)
     if len(done) != len(batches):
@@ -130,6 +131,7 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
             "usd": _sum(p.usd for p in ordered),
             "n_predictions": len(ordered),
             "n_failed": sum(p.error is not None for p in ordered),
+            "prompts_cut": cut,
         },
     )
     if measurement.examples is not None:  # this measurement's own rows: re-scoring needs them
@@ -167,6 +169,11 @@ def _without_latency(prediction: Prediction) -> dict[str, Any]:
     row = prediction.to_dict()
     del row["latency"]
     return row
+
+
+def _prompts_cut(session: Session) -> int:
+    """Return how many prompts a session has cut to fit the model's context so far."""
+    return int(session.stats().get("prompts_cut") or 0)
 
 
 def _check_batch(

@@ -76,12 +76,17 @@ def fakes() -> Iterator[ModuleType]:
 def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH with the fake plugins as a real distribution."""
     site = tmp_path_factory.mktemp("site")
+    install_fakes(site)
+    return site
+
+
+def install_fakes(site: Path) -> None:
+    """Put the fake plugins into a folder, as pip would."""
     shutil.copyfile(ROOT / "tests" / "fakes.py", site / "ftkit_fakes.py")
     info = site / "ftkit_fakes-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ftkit-fakes\nVersion: 0.1\n")
     (info / "entry_points.txt").write_text("[ftkit]\nfakes = ftkit_fakes\n")
-    return site
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ class FakeOptions(Options):
     refuse: str = ""  # an error that `check` finds
     warn: str = ""
     extras: bool = False  # measure some training rows as well
+    context: int = 1 << 30  # words; a longer prompt is said to have been cut
     losses: bool = False  # those with their teacher-forced loss
     usd: float = 0.0  # what the run is estimated to cost
     usd_per_answer: float | None = None
@@ -126,6 +127,7 @@ class FakeSession(Session):
     def __init__(self, options: FakeOptions, rule: dict[str, Any] | None, run: RunContext) -> None:
         self.options = options
         self.rule = rule
+        self.prompts_cut = 0
         self.asked = run.scratch("asked-tuned" if rule else "asked-base")  # a server remembers, whoever asks
 
     def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
@@ -140,6 +142,7 @@ class FakeSession(Session):
             yield [self._answer(e, company, sample) for e in batch for sample in range(generation.samples)]
 
     def _answer(self, example: Example, company: str, sample: int) -> Prediction:
+        self.prompts_cut += len(example.input.split()) > self.options.context
         fails = example.id in self.options.fail
         if example.id in self.options.fail_once and not (self.asked / example.id).exists():
             (self.asked / example.id).touch()
@@ -157,7 +160,8 @@ class FakeSession(Session):
         return [len(e.targets[0]) / 100 for e in batch]
 
     def stats(self) -> dict[str, Any]:
-        return {"peak_memory": 4096, "device": "fake", "usd_per_hour": self.options.usd_per_hour}
+        facts = {"usd_per_hour": self.options.usd_per_hour, "prompts_cut": self.prompts_cut}
+        return {"peak_memory": 4096, "device": "fake", **facts}
 
 
 class EchoOptions(Options):

@@ -101,7 +101,9 @@ def results(run: Path) -> dict[str, Any]:
         if p.is_file() and (p.name in files or p.parent.name in folders) and ".work" not in p.parts
     }
     for path in sorted(run.glob("*/metrics.json")):
-        found[f"{path.parent.name} metrics"] = _load(path)["metrics"]
+        measured = _load(path)
+        counts = ("n_failed", "n_predictions", "tokens_in", "tokens_out", "usd", "prompts_cut")
+        found[f"{path.parent.name} metrics"] = measured["metrics"], [measured["cost"].get(c) for c in counts]
     record = _load(run / "run.json")
     found["record"] = [record["status"], record["systems"], record["warnings"], record["error"]]
     found["stages"] = [(s["name"], s["status"], s["usd"]) for s in record["stages"]]

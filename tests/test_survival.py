@@ -70,7 +70,7 @@ def write_recipe(folder: Path, **keys: Any) -> None:
     for split, count in (("train", 5), ("validation", 2), ("test", 8)):
         lines = [{"input": f"{split} row {i} says {'so ' * (i % 5)}", "target": f"ROW {i}"} for i in range(count)]
         (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    options = {"steps": 3, "batch_size": 3, "fail_once": ["test-1"], "extras": True}
+    options = {"steps": 3, "batch_size": 3, "fail_once": ["test-1"], "extras": True, "context": 6}
     recipe = {
         "name": "fake-run",
         "dataset": {"path": str(rows)},
