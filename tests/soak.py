@@ -1,6 +1,6 @@
 """Kill real runs at random moments, and at every step they take in the file system; resume; compare the ends.
 
-    python tests/soak.py [--seed N] [--kills 100] [--table FILE]
+    python tests/soak.py [--seed N] [--kills 100] [--no-steps] [--table FILE]
 
 A run of the fake backend is stopped at each step it takes, one after the other, in four ways: killed, killed
 in the middle of a line, interrupted, on a full disk. Then runs of the fake backend and of the TRL backend (the
@@ -157,6 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--kills", type=int, default=100, help="at random moments: half with each backend")
+    parser.add_argument("--no-steps", action="store_true", help="at random moments only")
     parser.add_argument("--table", type=Path, help="write the result here as well")
     asked = parser.parse_args()
     print(f"seed {asked.seed}", flush=True)
@@ -170,7 +171,7 @@ def main() -> int:
         write_recipe(fake)
         trl_recipe(real)
         jobs = [
-            *((every_step, (fake, site, how)) for how in SIGNALS),
+            *((every_step, (fake, site, how)) for how in SIGNALS if not asked.no_steps),
             (random_moments, (fake, site, "fake", asked.kills // 2, rng)),
             (random_moments, (real, site, "TRL", asked.kills - asked.kills // 2, rng)),
         ]
