@@ -104,6 +104,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except FtkitError as error:
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending: one more Ctrl-C must not hide the message
         if debug:
             import traceback
 
