@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import shutil
@@ -201,7 +202,7 @@ class _Execution:
             return
         before = next((s for s in self.record.stages if s.name == name), None)
         self.console.say(f"{name} ...")
-        record = StageRecord(name, "running", utc_now(), seconds=before.seconds if before else None)
+        record = StageRecord(name, "running", utc_now(), seconds=self.earlier(before) if before else None)
         self.save_stage(record)
         began = time.monotonic()
         try:
@@ -214,6 +215,14 @@ class _Execution:
         self.save_stage(record)
         self.console.say(f"{name}: done in {clock(time.monotonic() - began)}{_headline(self.run, name)}")
         self.observers.tell("ftkit_stage_finished", run=self.run, stage=record)
+
+    def earlier(self, stage: StageRecord) -> float:
+        """Return the seconds that earlier attempts at a stage took: of one that was killed, up to its last log line."""
+        seconds = stage.seconds or 0.0
+        if stage.status == "running":
+            logged = max((row["time"] for row in self.run.journal), default=0.0)
+            seconds += max(0.0, logged - datetime.datetime.fromisoformat(stage.started).timestamp())
+        return round(seconds, 3)
 
     def measure(self, backend: Backend, measurements: Sequence[Measurement], reuse: bool = False) -> dict[str, Any]:
         names = [m.name for m in measurements]

@@ -6,6 +6,7 @@ byte for byte those of a run that nothing disturbed. The fake backend makes a ru
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from kill_at import Ended, Stopper, results, unfinished
 
-from ftkit.store import read_json
+from ftkit.store import read_json, read_jsonl, write_json, write_jsonl
 
 POINTS = 16  # of about 200: tests/soak.py takes them all
 
@@ -149,6 +150,21 @@ def test_finished_stages_are_not_repeated(place: Place) -> None:
     assert resumed.status == 0 and "baseline ..." not in resumed.err and "train ..." not in resumed.err
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert (run / "train" / "log.jsonl").read_bytes() == trained
+
+
+def test_the_seconds_of_a_killed_attempt_are_counted(place: Place) -> None:
+    run, _ = place.start(r"open .*/train/model/")
+    assert run
+    record = read_json(run / "run.json")
+    record["stages"][-1]["started"] = "2020-01-01T00:00:00+00:00"
+    write_json(run / "run.json", record)
+    log = run / "train" / "log.jsonl"
+    began = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC).timestamp()
+    rows = [{**row, "time": began + 30 * (n + 1)} for n, row in enumerate(read_jsonl(log))]
+    write_jsonl(log, rows)
+    assert place.resume(run).status == 0
+    train = next(s for s in read_json(run / "run.json")["stages"] if s["name"] == "train")
+    assert 30 * len(rows) <= train["seconds"] < 30 * len(rows) + 20
 
 
 @pytest.mark.parametrize("how", ["interrupt", "terminate", "hang-up"])
