@@ -63,6 +63,11 @@ def only(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
+def changed(run: Path | None) -> int:
+    """Return when run.json was written last; 0 before it is there."""
+    return (run / "run.json").stat().st_mtime_ns if run else 0
+
+
 def every_step(folder: Path, site: Path, how: str) -> Tally:
     """Stop a run of the fakes at each of its steps, once each."""
     tally = Tally(f"every step, {how}")
@@ -99,20 +104,22 @@ def random_moments(folder: Path, site: Path, what: str, kills: int, rng: random.
         line = [*COMMAND, "run", *map(str, arguments)]
         return subprocess.Popen(line, cwd=folder, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    began = time.monotonic()
     process = start("recipe.yaml", "--out", f"{what}-whole")
     _, said = process.communicate()
-    seconds = time.monotonic() - began
     whole_run = only(folder / f"{what}-whole")
     assert process.returncode == 0 and whole_run, said
     whole = results(whole_run)
+    seconds = sum(stage["seconds"] for stage in json.loads((whole_run / "run.json").read_text())["stages"])
     while tally.stops < kills:
         out = folder / f"{what}-{tally.runs}"
         arguments: list[object] = ["recipe.yaml", "--out", out.name]
         while True:
+            before = changed(only(out))
             process = start(*arguments)
+            while process.poll() is None and changed(only(out)) == before:
+                time.sleep(0.01)  # until it is at work: its imports take long, and nothing can happen to them
             try:
-                _, said = process.communicate(timeout=rng.random() * seconds * 1.1)
+                _, said = process.communicate(timeout=rng.random() * seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 _, said = process.communicate()
