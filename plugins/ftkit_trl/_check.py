@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from ftkit.errors import InputError, RunFailed
 from ftkit.records import Finding, Rendered, Task
 
+from ._batches import Order
 from ._model import device, dtype, load_config, load_tokenizer
 from ._render import Chat
 
@@ -122,6 +123,7 @@ def estimate(backend: TrlSftLora, task: Task | None) -> dict[str, Any]:
 
     Floating-point operations: 2 per parameter and token forward, 4 more backward. Memory: weights,
     16 bytes per trained parameter (value, gradient, two moments), activations, logits. Not calibrated.
+    `pad_share` is the share of padding, were random batches padded.
     """
     options = backend.options
     try:
@@ -139,11 +141,14 @@ def estimate(backend: TrlSftLora, task: Task | None) -> dict[str, Any]:
         layers * hidden * 34 * (0.15 if options.gradient_checkpointing else 1) + vocabulary * 8
     )
     facts: dict[str, Any] = {"parameters": parameters, "memory_bytes": int(weights + 16 * trained + activations)}
-    if task is not None and device().type == "cpu":
+    lengths = _lengths(task, options.sequence_len) if task is not None else []
+    if lengths:  # of random batches that are padded; the run's log and lock say how they were laid out instead
+        facts["pad_share"] = round(Order(lengths, options.micro_batch_size, seed=0).pad_share(), 3)
+    if task is not None and lengths and device().type == "cpu":
         steps = options.max_steps or options.num_epochs * len(task.train) / (
             options.micro_batch_size * options.gradient_accumulation_steps
         )
-        per_example = min(options.sequence_len, _mean_length(task) / 3)  # about three characters a token
+        per_example = sum(lengths) / len(lengths)
         learned = steps * options.micro_batch_size * options.gradient_accumulation_steps * per_example
         measured = 2 * len(task.test) * (per_example + 64)
         facts["seconds"] = round(2 * parameters * (3 * learned + measured) / _operations_per_second(), 1)
@@ -168,9 +173,10 @@ def _adapter_parameters(model: Any, options: Any) -> int:
     return sum(options.lora_r * (m.in_features + m.out_features) for m in layers)
 
 
-def _mean_length(task: Task) -> float:
-    rows = task.train[:500] or task.test[:500]
-    return sum(len(e.messages[-1].content) + len(e.targets[0]) for e in rows if e.messages) / max(1, len(rows))
+def _lengths(task: Task, limit: int) -> list[int]:
+    """Return the training examples' rough lengths in tokens: about three characters each, cut at `limit`."""
+    rows = task.train or task.test
+    return [min(limit, (len(e.messages[-1].content) + len(e.targets[0])) // 3 + 1) for e in rows if e.messages]
 
 
 @lru_cache(maxsize=1)

@@ -90,8 +90,8 @@ def attention(model: Any, name: str) -> Iterator[None]:
         base.set_attn_implementation(before)
 
 
-def obstacle(model: PreTrainedModel) -> str | None:
-    """Return why this model, as it stands, cannot be trained on packed rows; None where it can.
+def obstacle(model: PreTrainedModel, implementation: str) -> str | None:
+    """Return why this model cannot be trained on packed rows with this attention; None where it can.
 
     Asks the model itself: what it says of an example must not depend on the neighbour in front of it, and
     must be what it says of the example alone. Layers that mix tokens other than by attention fail this.
@@ -104,7 +104,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with attention(model, implementation), torch.no_grad():
             alone, behind, behind_other = (
                 model(**_row(model, *row), use_cache=False).logits[0, -_PROBE:].float()
                 for row in ((second,), (first, second), (other, second))

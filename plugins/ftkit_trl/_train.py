@@ -140,8 +140,7 @@ def _layout(model: PreTrainedModel, options: TrainOptions, lengths: Sequence[int
     """Choose how forward passes are laid out; the choice is in the log and, for a rerun, in the lock."""
     hinders = None
     if options.sample_packing is not False:
-        with attention(model, packed_attention(options)):
-            hinders = obstacle(model)
+        hinders = obstacle(model, packed_attention(options))
     if options.sample_packing is True and hinders:
         run.log("warning", message=f"sample_packing is not possible, length grouping is used instead: {hinders}")
     layout = choose(options, lengths, run.seed, hinders)

@@ -72,8 +72,8 @@ def test_a_packed_example_is_read_and_learned_as_if_it_were_alone(
     alone = [{key: torch.tensor([ids]) for key, ids in row.items()} for row in examples()]
     with attention(model, "eager"):
         logits, gradients = learn(model, alone)
+    assert obstacle(model, implementation) is None
     with attention(model, implementation):
-        assert obstacle(model) is None
         packed_logits, packed_gradients = learn(model, [PackingCollator(0).torch_call(examples())])
     torch.testing.assert_close(packed_logits, logits, rtol=1e-4, atol=1e-4)
     assert len(gradients) == len(packed_gradients) > 10
@@ -94,12 +94,13 @@ def test_a_model_whose_packed_examples_see_each_other_is_found_out(models: dict[
 
     AttentionInterface.register("leaky", leaky)
     AttentionMaskInterface.register("leaky", lambda *_, **__: None)
-    with attention(models["llama"], "leaky"):
-        assert "see their neighbours" in str(obstacle(models["llama"]))
+    assert "see their neighbours" in str(obstacle(models["llama"], "leaky"))
+    assert "do not work" in str(obstacle(models["llama"], "no such attention"))
+    assert models["llama"].config._attn_implementation == "sdpa", "it attends as before"
     state = AutoModelForCausalLM.from_config(
         MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64, state_size=4)
     )
-    assert obstacle(state), "a state goes on from one example to the next"
+    assert obstacle(state, ATTENTION), "a state goes on from one example to the next"
 
 
 def test_an_order_is_a_function_of_seed_and_epoch() -> None:
