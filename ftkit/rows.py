@@ -81,16 +81,17 @@ def column_names(path: Path, wanted: Iterable[str]) -> set[str]:
     if path.suffix == ".parquet":
         return set(_parquet(path).schema_arrow.names)
     names = {str(name) for row in _first_rows(path) for name in row}
-    if names and not any(_mentioned(path, name) for name in wanted if name not in names):
+    lacking = set(wanted) - names
+    # A .csv file names all its columns at once; elsewhere a column may be in later rows alone.
+    if names and (not lacking or path.suffix == ".csv" or not _mentioned(path, lacking)):
         return names
     return {str(name) for row in read_file(path) for name in row}
 
 
-def _mentioned(path: Path, name: str) -> bool:
-    """Return whether a column can be in rows further down: parsing a large file to say no takes too long."""
-    if path.suffix == ".csv":
-        return False  # the header has named them all
-    return not re.fullmatch(r"[\w .-]+", name, re.ASCII) or f'"{name}"'.encode() in path.read_bytes()
+def _mentioned(path: Path, names: Iterable[str]) -> bool:
+    """Return whether any of the columns can be in the file: parsing a large one to say no takes too long."""
+    text = path.read_bytes()
+    return any(not re.fullmatch(r"[\w .-]+", name, re.ASCII) or f'"{name}"'.encode() in text for name in names)
 
 
 def _first_rows(path: Path, count: int = 100) -> list[Row]:
