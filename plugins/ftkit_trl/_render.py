@@ -72,8 +72,9 @@ class Chat:
         eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         self.ends = {*closing, *eos}
         self.closing = [] if closing else eos  # a template that ends no turn: the tokenizer's own end does
-        specials = sorted(filter(str.strip, tokenizer.all_special_tokens), key=len, reverse=True)
-        self.special = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
+        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        longest_first = sorted(filter(str.strip, specials), key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @property
     def dated(self) -> bool:

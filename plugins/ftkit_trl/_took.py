@@ -90,4 +90,4 @@ def _saved(folder: Path) -> Any:
 
 def _some(values: torch.Tensor) -> torch.Tensor:
     flat = values.detach().flatten()
-    return flat[:: max(1, flat.numel() // _VALUES)].float().cpu()
+    return flat[:: max(1, flat.numel() // _VALUES)].float().cpu().clone()  # a copy: training changes tensors in place
