@@ -50,7 +50,9 @@ class Gsm8kSftProbe(TrlSftQlora):
 
     def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
         yield from super().check(task, run)
-        if task is not None and not any("<<" in e.targets[0] for e in task.test[:200]):
+        if task is None:
+            return
+        if not any("<<" in e.targets[0] for e in task.test[:200]):
             yield Finding(
                 "warning",
                 "no test target holds a calculator annotation such as <<48/2=24>>: step arithmetic and changed numbers"
@@ -58,6 +60,14 @@ class Gsm8kSftProbe(TrlSftQlora):
                 "name the column of worked solutions",
                 "dataset.columns.target",
             )
+        o, places = self.options, 2 + len(self.checkpoints(task))
+        asked = 2 * min(o.probe_samples, len(task.test)) + min(o.probe_samples, len(task.train))  # at most
+        sampled = o.pass_k * min(o.pass_samples, o.probe_samples, len(task.test))
+        yield Finding(
+            "note",
+            f"the probe measures {places} models, with up to {asked} greedy and {sampled} sampled answers each,"
+            " beside baseline and tuned",
+        )
 
     def measurements(self, task: Task, tuned: ModelRef | None) -> Iterator[Measurement]:
         if tuned is None:

@@ -43,7 +43,7 @@ def section(run: RunContext) -> Section | None:
         {"kind": "table", "header": ["rule", "numbers", "holds"], "rows": [r.row() for r in rules]},
         {"kind": "text", "text": "What would help: " + " ".join(help_)},
         {"kind": "curves", "curves": _curves(run, places)},
-        {"kind": "table", "header": _HEADER, "rows": [_line(run, place) for place in places]},
+        {"kind": "table", "header": _HEADER, "rows": [*(_line(run, p) for p in places), *_control(run)]},
         {"kind": "text", "text": _notes(run, facts)},
         *_errors(run, places[0], places[-1]),
     ]
@@ -125,6 +125,15 @@ def _line(run: RunContext, place: Place) -> list[str]:
         samples.get(f"maj@{k}"),
     ]
     return [name, *(_cell(m) for m in cells)]
+
+
+def _control(run: RunContext) -> list[list[str]]:
+    """Return the row of the few-shot control, where the run has one: another prompt, so no delta is made with it."""
+    if "probe-few-shot" not in run.measured():
+        return []
+    found = run.metrics("probe-few-shot")
+    cells = [_cell(found.get(m)) for m in ("accuracy_flexible", "accuracy_strict", "answer_format", "step_arithmetic")]
+    return [["control: base model, examples in the prompt", "–", *cells, *["–"] * (len(_HEADER) - 6)]]
 
 
 def _cell(metric: Metric | None) -> str:

@@ -11,7 +11,7 @@ from ftkit.stats import PairedDelta, paired_delta
 
 MATTERS = 0.05  # a change of accuracy below 5 points is called small, whatever its interval
 FORM = 0.10  # the format was learned if its rate rose by 10 points or more
-RATIO = 1.5  # pass@k at least so many times pass@1 is headroom
+HEADROOM = 0.10  # pass@k so much above pass@1 is something that a reward could use
 GAP = 0.10  # training questions answered so much better than test questions are memorised
 SHARE = 0.25  # a kind of error that makes up this share of the errors is named
 
@@ -104,7 +104,7 @@ def _verdict(rules: dict[str, Rule], form: PairedDelta, accuracy: PairedDelta, f
 
 def _headroom(facts: Facts) -> Rule:
     k = most_samples(facts.samples[1])
-    says = f"Sampling has headroom: the tuned model's pass@k is {RATIO} times its pass@1 or more, and the intervals do not meet."
+    says = f"Sampling has headroom: the tuned model's pass@k is {100 * HEADROOM:.0f} points or more above its pass@1, and the intervals do not meet."
     if not k:
         return Rule(says, "", None)
     one, many = facts.samples[1]["pass@1"], facts.samples[1][f"pass@{k}"]
@@ -114,7 +114,7 @@ def _headroom(facts: Facts) -> Rule:
     )
     if one.high is None or many.low is None:
         return Rule(says, numbers, None)
-    return Rule(says, numbers, many.low > one.high and many.value >= RATIO * one.value)
+    return Rule(says, numbers, many.low > one.high and many.value - one.value >= HEADROOM)
 
 
 def _memorised(facts: Facts) -> Rule:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -23,20 +23,39 @@ from . import _problems as P
 
 SEED = 7
 VOCAB = 512
-ROW = 512  # tokens per packed row
-BATCH = 8  # rows per step
 CHUNK = 1000  # documents read at a time
 
+
+@dataclass(frozen=True)
+class Stage:
+    """Rows of `row` tokens, `batch` of them per step; the first `easy` steps read mostly sums."""
+
+    steps: int
+    row: int
+    batch: int
+    easy: int
+    peak: float  # share of the learning rate
+    falls: bool  # the rate falls to 0 until the stage ends
+    shots: tuple[int, ...]  # problems per document
+    wide: bool  # all formats, brackets around repeated sums among them
+
+
+STAGES = (
+    Stage(900, 256, 16, 400, 1.0, False, (1, 2, 2, 3), False),  # to calculate and to plan
+    Stage(300, 512, 8, 0, 0.6, True, (1, 2, 3, 4), True),  # to go on in whatever format a document has
+)
 FRAMES = [
     ("Question: ", "\nAnswer:"),
     ("Q: ", "\nA:"),
     ("Problem: ", "\nSolution:"),
     ("", "\nSolve:"),
+]
+MORE_FRAMES = [
     ("#### Problem\n", "\n#### Solution\n"),
     ("<<Question>> ", "\n<<Answer>>"),
 ]
 ENDS = ["The answer is {}.", "Answer: {}", "So it is {}.", "Result: {}", "Final: {}", "= {}", "That makes {}."]
-ENDS += ["** {}", "== {}", "-> {}", "[{}]", "## {}", "@ {}"]
+MORE_ENDS = ["** {}", "== {}", "-> {}", "[{}]", "## {}", "@ {}"]
 JOINS = [" ", "\n", " Then ", "; ", "\n- "]
 NOTES = [("(", ")"), ("[", "]"), ("{", "}"), ("|", "|"), ("*", "*"), ("<", ">")]  # 12+5=(12+5=17)17
 
@@ -46,8 +65,9 @@ def sums(rng: random.Random) -> str:
     form = rng.choice(["{} {} {} = {}", "{}{}{}={}", "{} {} {} is {}"])
     lines = []
     while len(lines) < 6:
-        op, top = rng.choice("++--**/"), rng.choice((20, 99, 500, P.LIMIT))
-        s = P.Step(rng.randint(1, top), op, rng.randint(1, top) if op in "+-" else rng.randint(2, 9), "")
+        op = rng.choice("++--*/")
+        left = rng.randint(2, 49) if op == "*" else rng.randint(1, P.LIMIT)
+        s = P.Step(left, op, rng.randint(1, P.LIMIT) if op in "+-" else rng.randint(2, 9), "")
         if s.whole:
             lines.append(form.format(s.left, s.op, s.right, s.result))
     return rng.choice(["\n", ", "]).join(lines)
@@ -60,14 +80,15 @@ def new_problem(rng: random.Random) -> P.Problem:
             return made
 
 
-def problems(rng: random.Random) -> str:
-    """One to four problems, all in one format."""
-    frame, end, join = rng.choice(FRAMES), rng.choice(ENDS), rng.choice(JOINS)
+def problems(rng: random.Random, stage: Stage) -> str:
+    """A few problems, all in one format."""
+    frame = rng.choice(FRAMES + MORE_FRAMES * stage.wide)
+    end, join = rng.choice(ENDS + MORE_ENDS * stage.wide), rng.choice(JOINS)
     before_end = join if "\n" in join else rng.choice((" ", "\n", join))
     told, equals = rng.random() < 0.6, rng.choice(("{} {} {} = {}", "{}{}{}={}"))
-    note = rng.choice(NOTES) if rng.random() < 0.4 else None
+    note = rng.choice(NOTES) if stage.wide and rng.random() < 0.4 else None
     parts = []
-    for _ in range(rng.choice((1, 2, 3, 4))):
+    for _ in range(rng.choice(stage.shots)):
         made = new_problem(rng)
         steps = []
         for s in made.steps:
@@ -81,13 +102,13 @@ def problems(rng: random.Random) -> str:
     return "\n\n".join(parts)
 
 
-def document(rng: random.Random, easy: bool) -> str:
+def document(rng: random.Random, stage: Stage, easy: bool = False) -> str:
     r = rng.random()
-    if r < (0.6 if easy else 0.2):
+    if r < (0.6 if easy else 0.15):
         return sums(rng)
-    if r < (0.65 if easy else 0.23):
+    if r < (0.65 if easy else 0.2):
         return new_problem(rng).question.rsplit(". ", 1)[0] + "."
-    return problems(rng)
+    return problems(rng, stage)
 
 
 def make_tokenizer(texts: list[str]) -> Tokenizer:
@@ -113,30 +134,29 @@ def make_tokenizer(texts: list[str]) -> Tokenizer:
     return tok
 
 
-def packed_rows(tok: Tokenizer, rng: random.Random, count: int, easy: bool) -> torch.Tensor:
-    """Return (rows, ROW) token ids: documents one after another, each from <bos> to <eos>."""
-    stream = [i for e in tok.encode_batch([document(rng, easy) for _ in range(count)]) for i in (1, *e.ids, 2)]
-    n = len(stream) // ROW
-    rows = torch.tensor(stream[: n * ROW]).view(n, ROW)
+def packed_rows(tok: Tokenizer, rng: random.Random, stage: Stage, easy: bool) -> torch.Tensor:
+    """Return (rows, stage.row) token ids: documents one after another, each from <bos> to <eos>."""
+    texts = [document(rng, stage, easy) for _ in range(CHUNK)]
+    stream = [i for e in tok.encode_batch(texts) for i in (1, *e.ids, 2)]
+    n = len(stream) // stage.row // stage.batch * stage.batch
+    rows = torch.tensor(stream[: n * stage.row]).view(n, stage.row)
     return rows[torch.randperm(n)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True)
-    parser.add_argument("--steps", type=int, default=1600, help="length of the pre-training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--state", help="a file to go on from, and to leave the state in after --slice minutes")
-    parser.add_argument("--slice", type=float, default=1e9)
+    parser.add_argument("--from", dest="start", help="a folder with the model as it was after the first stage")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     rng = random.Random(SEED)
     shown = P.rows("pretraining", 200, (2, 3, 4), 0)  # so that << >> #### and newline are tokens
-    tok = make_tokenizer([document(rng, False) for _ in range(8000)] + [r["answer"] for r in shown])
+    tok = make_tokenizer([document(rng, STAGES[0]) for _ in range(8000)] + [r["answer"] for r in shown])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tok,
         bos_token="<bos>",
@@ -158,6 +178,10 @@ def main() -> None:
         pad_token_id=0,
     )
     model = LlamaForCausalLM(config)
+    if args.start:
+        fast = PreTrainedTokenizerFast.from_pretrained(args.start)
+        tok = fast.backend_tokenizer
+        model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32)
     print(sum(p.numel() for p in model.parameters()), "parameters", flush=True)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -181,37 +205,28 @@ def main() -> None:
         whole.to(torch.bfloat16).save_pretrained(args.out)
         fast.save_pretrained(args.out)
 
-    step, mean, start, seconds = 0, 0.0, time.monotonic(), 0.0
-    if args.state and Path(args.state).exists():
-        found = torch.load(args.state)
-        model.load_state_dict(found["model"])
-        for opt, kept in zip(opts, found["opts"], strict=True):
-            opt.load_state_dict(kept)
-        step, mean, seconds = found["step"], found["mean"], found["seconds"]
-    while step < args.steps:
-        # Text and order follow from the step alone: a run in slices reads what an unbroken one reads.
-        torch.manual_seed(SEED + step)
-        rows = packed_rows(tok, random.Random(f"{SEED} {step}"), CHUNK, easy=step < args.steps * 0.15)
-        for batch in rows[: len(rows) // BATCH * BATCH].split(BATCH):
-            done = step / args.steps
-            rate = min(1, (step + 1) / 100) * (1 if done < 0.5 else 2 * (1 - done) * 0.97 + 0.03)
-            for opt, lr in zip(opts, base, strict=True):
-                opt.param_groups[0]["lr"] = lr * rate
-            loss = loss_of(batch)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for opt in opts:
-                opt.step()
-                opt.zero_grad()
-            step += 1
-            mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
-        spent = seconds + time.monotonic() - start
-        print(f"step {step} tokens {step * BATCH * ROW} minutes {spent / 60:.1f} loss {mean:.3f}", flush=True)
-        if args.state and (time.monotonic() - start > 60 * args.slice or step >= args.steps):
-            kept = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts]}
-            torch.save({**kept, "step": step, "mean": mean, "seconds": spent}, args.state)
-            break
-    save()
+    began, tokens, mean = time.monotonic(), 0, 0.0
+    for stage in STAGES[1:] if args.start else STAGES:
+        step = 0
+        while step < stage.steps:
+            for batch in packed_rows(tok, rng, stage, step < stage.easy).split(stage.batch):
+                rate = stage.peak * min(1, (step + 1) / 100) * (1 - step / stage.steps if stage.falls else 1)
+                for opt, lr in zip(opts, base, strict=True):
+                    opt.param_groups[0]["lr"] = lr * rate
+                loss = loss_of(batch)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for opt in opts:
+                    opt.step()
+                    opt.zero_grad()
+                step, tokens = step + 1, tokens + batch.numel()
+                mean = loss.item() if mean == 0 else 0.98 * mean + 0.02 * loss.item()
+                if step == stage.steps:
+                    break
+            spent = (time.monotonic() - began) / 60
+            print(f"step {step} of {stage.steps}, {tokens} tokens, {spent:.1f} minutes, loss {mean:.3f}", flush=True)
+        save()
+    print(f"done: {tokens} tokens, {(time.monotonic() - began) / 60:.1f} minutes, loss {mean:.3f}")
 
 
 if __name__ == "__main__":
