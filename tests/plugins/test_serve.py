@@ -9,7 +9,9 @@ import base64
 import hashlib
 import http.client
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -420,13 +422,43 @@ def test_web_pages_of_other_sites_are_refused(server: Serving) -> None:
     assert raw(server, "GET", "/v1/models", headers={"Host": "localhost:1"})[0] == 200
 
 
+# ---- another client
+
+
+@pytest.mark.needs("node", "tests/node_client/node_modules/openai/package.json")
+def test_the_official_node_client_works_unchanged(server: Serving) -> None:
+    script = Path(__file__).parents[1] / "node_client" / "conversation.mjs"
+    ended = subprocess.run(["node", script, server.url, "fake-base"], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found.pop("events")[::-1][3:7] == [
+        "Fine-tuning job started", *(f"Step {i}/3: training loss={1 / i:.4f}" for i in (1, 2, 3))
+    ]  # fmt: skip
+    assert found.pop("answer").startswith("HELLO THERE") and found.pop("streamed").startswith("HELLO THERE")
+    assert found == {
+        "content": True,
+        "listed": True,
+        "status": "succeeded",
+        "checkpoints": [3],
+        "mine": [True],
+        "results": "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy",
+        "shutdown": "2031-01-31",
+        "batched": True,
+        "uploaded": "abcdef",
+        "errors": [
+            ["NotFoundError", 404, "model_not_found"],
+            ["BadRequestError", 400, "invalid_job_status"],
+            ["BadRequestError", 400, "invalid_file_purpose"],
+        ],
+        "deleted": True,
+    }
+
+
 # ---- the wire format
 
 
 def test_golden_conversation(server: Serving, fake_site: Path, tmp_path: Path) -> None:
     """A whole conversation, word for word but for ids and times; `UPDATE_GOLDEN=1 pytest` writes it anew."""
-    import os
-
     own = Serving(tmp_path / "data", fake_site, server.options)
     try:
         client = own.start().client()

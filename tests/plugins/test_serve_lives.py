@@ -1,0 +1,242 @@
+"""`ftkit serve` over time: the queue, cancel, pause and resume, kills and restarts, keys, ports and folders."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import FAKE_MODELS, Serving, ask, batch_ended, disagreements, openai, until, upload, upper_case
+
+SLOW = {"FAKES": "slow=0.1"}  # seconds per training step and per batch of answers
+
+
+@pytest.fixture
+def make(fake_site: Path, tmp_path: Path) -> Iterator[Callable[..., Serving]]:
+    """Return a function that prepares a server on one data folder; what it started ends with the test."""
+    (tmp_path / "models.yaml").write_text(FAKE_MODELS)
+    made: list[Serving] = []
+
+    def prepare(*options: str, **env: str) -> Serving:
+        made.append(Serving(tmp_path / "data", fake_site, ["--models", str(tmp_path / "models.yaml"), *options], env))
+        return made[-1]
+
+    yield prepare
+    for serving in made:
+        serving.close()
+
+
+def create(client: Any, steps: int, **more: Any) -> str:
+    return client.fine_tuning.jobs.create(
+        model="fake-base",
+        training_file=upload(client, upper_case()),
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": steps}}},
+        **more,
+    ).id
+
+
+def steps_told(client: Any, job: str) -> list[int]:
+    return [e.data["step"] for e in client.fine_tuning.jobs.list_events(job, limit=100) if e.type == "metrics"][::-1]
+
+
+def reaches(client: Any, job: str, step: int) -> None:
+    end = time.monotonic() + 30
+    while len(steps_told(client, job)) < step:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_one_job_trains_at_a_time_and_may_be_paused_resumed_and_cancelled(make: Any) -> None:
+    server = make(**SLOW).start()
+    client = server.client()
+    jobs = client.fine_tuning.jobs
+    first, second, third = create(client, 30), create(client, 2), create(client, 2)
+    running = until(client, first, "running")
+    reaches(client, first, 3)
+    assert jobs.retrieve(first).estimated_finish >= running.created_at
+    assert [jobs.retrieve(job).status for job in (second, third)] == ["queued", "queued"]
+
+    assert jobs.cancel(third).status == "cancelled"  # while it waits
+    assert jobs.pause(first).status == "paused"  # while it trains: the next one has its turn
+    until(client, second, "succeeded")
+    told = steps_told(client, first)
+    assert jobs.retrieve(first).status == "paused" and len(told) < 30
+    with pytest.raises(openai.BadRequestError, match="paused"):
+        jobs.pause(first)
+
+    assert jobs.resume(first).status == "queued"
+    reaches(client, first, len(told) + 2)
+    told = steps_told(client, first)
+    assert told == list(range(1, len(told) + 1))  # it went on where it was, and told nothing twice
+    assert jobs.cancel(first).status == "cancelled"  # while it trains
+    time.sleep(0.5)
+    assert steps_told(client, first)[: len(told)] == told and len(steps_told(client, first)) < 30
+    for change in (jobs.cancel, jobs.pause, jobs.resume):
+        with pytest.raises(openai.BadRequestError, match="cancelled"):
+            change(first)
+    assert [m.id for m in client.models.list() if m.id.endswith(first[-8:])] == []
+    assert not disagreements(server.exchanges)
+
+
+def test_jobs_and_batches_survive_kills_of_the_server(make: Any) -> None:
+    """Killed at random moments, it goes on each time, and ends with what an unbroken run gives."""
+    seed = random.randrange(1000)
+    print("seed", seed)
+    chance = random.Random(seed)
+    server = make(**SLOW).start()
+    client = server.client()
+    job, waiting = create(client, 25, metadata={"k": "v"}), create(client, 2)
+    rows = [
+        {"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": "fake-base", "temperature": 0, "messages": [{"role": "user", "content": f"line {i}"}]}}
+        for i in range(45)
+    ]  # fmt: skip
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    batch = client.batches.create(
+        input_file_id=upload(client, data, "batch"), endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    for _ in range(3):
+        time.sleep(chance.uniform(0.1, 1.2))
+        server.end(signal.SIGKILL)
+        client = server.start().client()
+        assert client.fine_tuning.jobs.retrieve(job).metadata == {"k": "v"}
+    done = until(client, job, "succeeded")
+    assert steps_told(client, job) == list(range(1, 26))
+    messages = [e.message for e in client.fine_tuning.jobs.list_events(job, limit=100) if e.type == "message"]
+    assert len(messages) == len(set(messages)) == 7
+    assert len([m for m in client.models.list() if m.id == done.fine_tuned_model]) == 1
+    until(client, waiting, "succeeded")
+    ended = batch_ended(client, batch.id)
+    assert (ended.status, ended.request_counts.completed) == ("completed", 45)
+    answers = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
+    assert [a["custom_id"] for a in answers] == [str(i) for i in range(45)]
+    again = client.batches.create(
+        input_file_id=batch.input_file_id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    unbroken = [
+        json.loads(line)
+        for line in client.files.content(batch_ended(client, again.id).output_file_id).text.splitlines()
+    ]
+    texts = [[a["response"]["body"]["choices"] for a in found] for found in (answers, unbroken)]
+    assert texts[0] == texts[1]
+
+
+def test_a_batch_can_be_cancelled(make: Any) -> None:
+    client = make(**SLOW).start().client()
+    row = {"method": "POST", "url": "/v1/chat/completions"}
+    body = {"model": "fake-base", "temperature": 0, "messages": [{"role": "user", "content": "a"}]}
+    data = "".join(json.dumps({"custom_id": str(i), **row, "body": body}) + "\n" for i in range(300)).encode()
+    batch = client.batches.create(
+        input_file_id=upload(client, data, "batch"), endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    time.sleep(0.5)
+    assert ask(client, "fake-base", "between").choices  # a single request need not wait for the batch's end
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    ended = batch_ended(client, batch.id)
+    assert ended.status == "cancelled" and 0 < ended.request_counts.completed < 300
+    kept = client.files.content(ended.output_file_id).text.splitlines()
+    assert len(kept) == ended.request_counts.completed
+
+
+def test_ctrl_c_ends_it_and_a_running_job_goes_on_later(make: Any) -> None:
+    server = make(**SLOW).start()
+    client = server.client()
+    job = create(client, 20)
+    reaches(client, job, 2)
+    status, said = server.end(signal.SIGINT)
+    assert status == 0 and "go on when it is started again" in said and "Traceback" not in said
+    client = server.start().client()
+    until(client, job, "succeeded")
+    assert steps_told(client, job) == list(range(1, 21))
+
+
+def test_a_trainer_that_breaks_fails_its_job_alone(make: Any) -> None:
+    server = make(FAKES="train=crash").start()
+    client = server.client()
+    job = create(client, 5)
+    failed = until(client, job, "failed")
+    assert failed.error.code == "training_failed" and "the fake trainer broke" in failed.error.message
+    server.end()
+    server.env["FAKES"] = ""
+    client = server.start().client()
+    until(client, create(client, 1), "succeeded")
+
+
+def test_only_the_key_opens(make: Any, tmp_path: Path) -> None:
+    secret = "sk-test-4f9a-very-secret"
+    server = make("--api-key-env", "SERVE_KEY", SERVE_KEY=secret).start()
+    server.client(key=secret).models.list()
+    for wrong in ("sk-wrong", secret + "x"):
+        with pytest.raises(openai.AuthenticationError) as error:
+            server.client(key=wrong).models.list()
+        assert secret not in str(error.value) and wrong not in str(error.value)
+    create(server.client(key=secret), 1)
+    assert not disagreements(server.exchanges)
+    _, said = server.end()
+    assert secret not in said
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+
+
+def test_mistakes_are_one_message(make: Any, tmp_path: Path) -> None:
+    def refused(serving: Serving, *options: str) -> str:
+        process = serving.launch(*options)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 2 and "Traceback" not in said
+        return said
+
+    server = make().start()
+    assert "another server uses" in refused(server, "--port", "0")
+    other = make()
+    other.data = tmp_path / "other"
+    port = server.url.split(":")[-1].removesuffix("/v1")
+    assert f"cannot listen on 127.0.0.1:{port}: another program listens there" in refused(other, "--port", port)
+    assert "NO_SUCH_KEY is not set" in refused(other, "--api-key-env", "NO_SUCH_KEY")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "models.yaml").write_text("m: {backend: {plugin: fake, stepz: 3}}")
+    assert "m: fake: stepz" in refused(other, "--port", "0")
+    (tmp_path / "models.yaml").write_text("m: {backend: {plugin: fakes}}")
+    assert "did you mean 'fake'" in refused(other, "--port", "0")
+    (tmp_path / "models.yaml").write_text("m: {backend: {plugin: fake}}")
+    assert "fake has no option 'num_epochs'" in refused(other, "--port", "0")
+
+
+def test_a_server_of_ones_own_ends_with_its_owner(fake_site: Path, tmp_path: Path) -> None:
+    from ftkit_openai.server.local import local_server
+
+    with local_server(tmp_path / "data") as url:
+        names = [m.id for m in openai.OpenAI(base_url=url, api_key="x").models.list()]
+        assert names == ["ftkit-tiny"]
+    port = int(url.split(":")[-1].removesuffix("/v1"))
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        pass
+    with local_server(tmp_path / "data") as again:  # the folder is free again
+        assert again.startswith("http://127.0.0.1:")
+
+
+def test_a_server_of_ones_own_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, time; from pathlib import Path; from ftkit_openai.server.local import local_server\n"
+        "with local_server(Path(sys.argv[1])) as url: print(url, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "data"], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        url = owner.stdout.readline().strip()
+        owner.kill()
+    port = int(url.split(":")[-1].removesuffix("/v1"))
+    end = time.monotonic() + 15
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            break
+        assert time.monotonic() < end, "it outlived its owner"
+        time.sleep(0.1)
