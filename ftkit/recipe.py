@@ -303,7 +303,9 @@ class _Loader:
         for problem in found:
             key = tuple(int(part) if part.isdecimal() else part for part in (problem.key or "").split("."))
             if problem.key not in wrong:
-                self.problems.append(problem if problem.line else root.at(key).problem(problem.message, key, problem.hint))
+                self.problems.append(
+                    problem if problem.line else root.at(key).problem(problem.message, key, problem.hint)
+                )
 
     def _without_loader(self, root: Node) -> tuple[Node, PluginRef | None]:
         """Take the loader's own options out of `dataset`, and check them."""
@@ -436,7 +438,7 @@ def _absolute_path(node: Node, folder: str) -> Node:
     """Return the layer with a local `dataset.path` made absolute: it is relative to where it was written."""
     dataset = node.below("dataset")
     path = _plain_of(dataset, "path") if dataset else None
-    if dataset is None or not path or "\0" in path or path.startswith((LOADER, "package:")):
+    if dataset is None or not path or "\0" in path or "://" in path or path.startswith((LOADER, "package:")):
         return node
     there = os.path.join(folder, os.path.expanduser(path))
     if not (path.startswith((".", "/", "~")) or path.lower().endswith(LOCAL_SUFFIXES) or os.path.exists(there)):

@@ -70,6 +70,8 @@ class Columns(Options):
 def _path(value: str) -> str:
     if not value or "\0" in value:
         raise ValueError("a path cannot be empty or contain NUL")
+    if "://" in value:
+        raise ValueError("a URL is not read: download the file and name it, or name a data set of the hub by its id")
     return value
 
 

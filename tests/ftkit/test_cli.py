@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import ftkit
 from ftkit.store import read_json, read_jsonl
 
 Command = Callable[..., Any]
@@ -177,6 +178,25 @@ def test_score_other_peoples_files(command: Command, tmp_path: Path) -> None:
     assert text.returncode == 0 and "overlap" in text.stdout and "3 unscored" in text.stdout and "run: " in text.stderr
 
 
+def test_score_in_python_takes_options(tmp_path: Path, fakes: Any) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prediction": "a b", "target": "A B"}\n')
+    arguments = (tmp_path / "p.jsonl", "fake-overlap", tmp_path / "runs")
+    assert ftkit.score(*arguments).metrics["predictions"]["overlap"].value == 0
+    scored = ftkit.score(*arguments, options=["ignore_case=true"], prediction="prediction")
+    assert scored.metrics["predictions"]["overlap"].value == 1
+    with pytest.raises(ftkit.FtkitError, match="did you mean `ignore_case`"):
+        ftkit.score(*arguments, options=["ignore_cas=true"])
+    with pytest.raises(ftkit.FtkitError, match="given by its name"):
+        ftkit.score(tmp_path / "p.jsonl", fakes.Overlap(), options=["ignore_case=true"])
+
+
+def test_a_run_that_was_killed_before_it_had_a_recipe(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    for arguments in (("run", "--resume", "runs/empty"), ("report", "runs/empty"), ("runs",)):
+        done = command(*arguments)
+        assert done.returncode == (0 if arguments == ("runs",) else 2) and len(done.stderr.splitlines()) < 5
+
+
 def test_score_a_runs_own_predictions(command: Command, recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     run = ok(command("run", recipe_file(backend={"fail": ["test-1"], "extras": True}), "--json"))
     for stage in ("baseline", "tuned", "tuned-train-rows"):
@@ -228,6 +248,8 @@ def test_score_says_what_is_wrong_and_leaves_nothing(
         ("run --resume nowhere", "nowhere is not a run directory"),
         ("run --resume nowhere --set a=1", "takes no --set"),
         ("run nowhere.yaml", "there is no file nowhere.yaml"),
+        ("run ../../quickstart.yaml", "no such file"),
+        ("run file:///etc/passwd", "no such file"),
         ("check nowhere.yaml", "there is no file nowhere.yaml"),
         ("preview nowhere.yaml", "there is no file nowhere.yaml"),
         ("report nowhere", "not a run directory"),

@@ -54,6 +54,13 @@ class WordsOptions(Options):
     language: str = "en"
 
 
+class FilesOptions(Options):
+    model: str = "hub/id"
+    word: str = "plain"
+    others: tuple[str, ...] = ()
+    paths = ("model",)
+
+
 def plugin(base: type, plugin_name: str, options: type[Options] = Options, modules: tuple[str, ...] = ()) -> type:
     body: dict[str, Any] = dict.fromkeys(base.__dict__.get("__abstractmethods__", ()), lambda self: None)
     body |= {"name": plugin_name, "Options": options, "requires": Requires(modules, "ftkit[far]"), "primary": "m"}
@@ -65,6 +72,7 @@ def plugins() -> Plugins:
     backends = [
         plugin(Backend, "small", SmallOptions),
         plugin(Backend, "other", OtherOptions),
+        plugin(Backend, "files", FilesOptions),
         plugin(Backend, "far", Options, ("no_such_module_xyz",)),
     ]
     module = SimpleNamespace(
@@ -219,6 +227,30 @@ def test_paths_are_relative_to_where_they_were_written(
     assert load(GOOD, "dataset.path=hub/id").dataset.path == "hub/id"
 
 
+def test_paths_in_the_options_of_plugins(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the file that wrote them, wherever the command is started; what is no path is left alone."""
+    sub, elsewhere = tmp_path / "sub", tmp_path / "elsewhere"
+    (sub / "hub").mkdir(parents=True)
+    (sub / "hub" / "id").write_text("")
+    (sub / "plain").write_text("")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    text = GOOD.split("backend:")[0] + "backend: {plugin: files, model: hub/id, word: plain, others: [../x, y/z, .]}\n"
+    (sub / "base.yaml").write_text(text + "evaluator: words\n")
+    o = load("extends: sub/base.yaml\n").backend.options
+    assert (o.model, o.word, o.others) == (str(sub / "hub" / "id"), "plain", (str(tmp_path / "x"), "y/z", "."))
+    assert load("extends: sub/base.yaml\n", "backend.model=hub/other").backend.options.model == "hub/other"
+    assert load("extends: sub/base.yaml\n", "backend.word=./a").backend.options.word == str(elsewhere / "a")
+    home = load("extends: sub/base.yaml\nbackend: {model: ~/m, word: ~/m}\n").backend.options
+    assert (home.model, home.word) == (str(Path("~/m").expanduser()), "~/m")
+    package = load("extends: sub/base.yaml\nbackend: {model: 'package:a/b'}\n")
+    assert package.backend.options.model == "package:a/b"
+    again = tmp_path / "runs"
+    again.mkdir()
+    (again / "recipe.yaml").write_text(load("extends: sub/base.yaml\n").to_yaml())
+    assert load("extends: runs/recipe.yaml\n").backend.options == o
+
+
 # ---------------------------------------------------------------- extends and --set
 
 
@@ -321,6 +353,52 @@ tracking: [{plugin: diary, language: 012}]
     assert (found["backend.lora_r"].line, found["backend.lora_r"].column) == (7, 3)
 
 
+def test_a_missing_column_is_told_with_the_other_mistakes(tmp_path: Path, plugins: Plugins) -> None:
+    (tmp_path / "train.jsonl").write_text('{"dialogue": "a", "summary": "b"}\n' * 3)
+    (tmp_path / "test.jsonl").write_text('{"dialogue": "a"}\n' * 3)
+    path = tmp_path / "recipe.yaml"
+    text = GOOD.replace("path: some/corpus", "path: .\n  columns:\n    input: dialog\n    target: summary")
+    path.write_text(text.replace("learning_rate: 2e-4", "learning_rat: 2"))
+
+    def mistakes(*overrides: str) -> dict[str | None, tuple[int | None, str, str | None]]:
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(path, overrides, plugins, check_data=True)
+        assert len({p.key for p in caught.value.problems}) == len(caught.value.problems)
+        return {p.key: (p.line, p.message, p.hint) for p in caught.value.problems}
+
+    found = mistakes()
+    have = "they have: dialogue"
+    assert found["backend.learning_rat"][0] == 14
+    assert found["dataset.columns.input"] == (
+        5,
+        "dataset.columns.input: the rows have no column 'dialog'",
+        f"did you mean `dialogue`?\n  {have}, summary",
+    )
+    assert found["dataset.columns.target"][1].endswith("the test rows have no column 'summary'")
+    assert found["dataset.columns.target"][2] == have
+    assert "no validation split (it has test, train)" in found["dataset.splits.validation"][1]
+    assert set(found) == {
+        "backend.learning_rat", "dataset.columns.input", "dataset.columns.target", "dataset.splits.validation",
+    }  # fmt: skip
+    # what is wrong with the section itself does not hide what is wrong with the rest of it
+    found = mistakes("dataset.splits.test=-1", "dataset.columns.input=dialogue")
+    assert set(found) == {"backend.learning_rat", "dataset.splits.test", "dataset.columns.target"}
+    found = mistakes("dataset.path=./tarin.jsonl")
+    assert set(found) == {"backend.learning_rat", "dataset.path"}
+    assert mistakes("dataset.path=some/corpus", "dataset.nam=x").keys() == {"backend.learning_rat", "dataset.nam"}
+
+
+def test_local_data_that_are_right_add_no_mistake(tmp_path: Path, plugins: Plugins) -> None:
+    (tmp_path / "rows.csv").write_text("input,target\na,b\n")
+    keys = {"name": "x", "dataset": {"path": str(tmp_path / "rows.csv"), "splits": {"test": 1, "validation": 0}}}
+    keys |= {"backend": {"plugin": "other"}, "evaluator": "words"}
+    assert load_recipe(keys, plugins=plugins, check_data=True).name == "x"
+    (tmp_path / "rows.csv").unlink()
+    assert load_recipe(keys, plugins=plugins).name == "x"  # a run is looked at after its data have gone
+    with pytest.raises(RecipeError, match="there is no"):
+        load_recipe(keys, plugins=plugins, check_data=True)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -346,6 +424,8 @@ tracking: [{plugin: diary, language: 012}]
         ("tiny", "~", "must be text, not empty (null)"),
         ("some/corpus", "x\n  splits: {test: 1.5}", "a share of the rows"),
         ("some/corpus", "x\n  columns: {target: a, targets: b}", "not both"),
+        ("some/corpus", "file:///etc/passwd", "a URL is not read"),
+        ("some/corpus", "https://example.org/rows.jsonl", "a URL is not read"),
         ("  plugin: small", "  - small", "not valid YAML"),
         ("prompt:", "prompt:\n  template: '{inptu}'", "did you mean {input}?"),
         ("prompt:", "prompt:\n  template: 'x'", "has no {input}"),
