@@ -80,6 +80,16 @@ class Stopper:
         self.close()
 
 
+def mount(arguments: list[str]) -> None:
+    """Mount a file system for a test, or skip the test: root alone may, and not everywhere."""
+    import pytest
+
+    try:
+        subprocess.run(["mount", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs to mount a file system, as root: {getattr(error, 'stderr', None) or error}")
+
+
 # ---------------------------------------------------------------- what a run leaves
 
 

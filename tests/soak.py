@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,7 @@ def every_step(folder: Path, site: Path, how: str) -> Tally:
                     tally.wrong.append(f"step {at}: {resumed.said}")
                 else:
                     tally.ended(run, whole, f"step {at}, {first.steps[at]}")
+            shutil.rmtree(out, ignore_errors=True)
     return tally
 
 

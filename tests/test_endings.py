@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from kill_at import unfinished
+from kill_at import mount, unfinished
 
 import ftkit
 from ftkit.console import Console
@@ -75,11 +75,8 @@ def test_a_file_that_may_not_grow(command: Command, recipe_file: Make, tmp_path:
 def unwritable(folder: Path) -> Iterator[None]:
     """Make a folder read-only, for root too where this test runs as root."""
     if os.geteuid() == 0:
-        commands = [["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder]]
-        for line in commands:
-            done = subprocess.run(line, capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"root writes everywhere, and may not mount here: {done.stderr.strip()}")
+        mount(["--bind", str(folder), str(folder)])
+        mount(["-o", "remount,bind,ro", str(folder)])
     else:
         folder.chmod(0o500)
     try:

@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_at import Ended, Stopper, results, unfinished
+from kill_at import Ended, Stopper, mount, results, unfinished
 
 from ftkit.store import read_json, read_jsonl, write_json, write_jsonl
 
@@ -38,6 +39,7 @@ class Place:
 
     def start(self, at: int | str | None = None, how: str = "kill") -> tuple[Path | None, Ended]:
         """Run the recipe in a folder of its own, stopped at a step; return the run directory (if there is one)."""
+        shutil.rmtree(self.dir / f"runs-{self.count}", ignore_errors=True)  # memory is small
         self.count += 1
         out = self.dir / f"runs-{self.count}"
         ended = self.stopper.run("run", "recipe.yaml", "--out", out.name, at=at, how=how)
@@ -91,10 +93,7 @@ def small_disk(place: Place) -> Iterator[Callable[[str], Path]]:
     disk.mkdir()
 
     def mounted(options: str) -> Path:
-        line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
-        done = subprocess.run(line, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"a file system can only be mounted by root: {done.stderr.strip()}")
+        mount(["-t", "tmpfs", "-o", options, "tmpfs", str(disk)])
         return disk
 
     yield mounted
