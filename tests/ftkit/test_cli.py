@@ -40,7 +40,11 @@ def ok(done: Any) -> Any:
     "arguments", [["--help"], ["check", "bad.yaml"], ["runs"], ["plugins"], ["recipes"], ["--version"]], ids=" ".join
 )
 def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
-    (tmp_path / "bad.yaml").write_text("name: x\nbackend: {plugin: trl-sft-qlora, lora_rank: 8}\nevaluator: rouge\n")
+    (tmp_path / "rows.jsonl").write_text('{"dialogue": "a", "summary": "b"}\n')
+    (tmp_path / "bad.yaml").write_text(
+        "name: x\nbackend: {plugin: trl-sft-qlora, lora_rank: 8}\nevaluator: rouge\n"
+        "dataset: {path: rows.jsonl, columns: {input: dialog}}\n"
+    )
     program = (
         "import sys\nfrom ftkit.cli import main\n"
         f"try: main()\nfinally: print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
@@ -48,6 +52,8 @@ def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "LOADED []", done.stderr
     assert "Traceback" not in done.stderr
+    if arguments[0] == "check":
+        assert "bad.yaml:2:34: `lora_rank`" in done.stderr and "did you mean `dialogue`?" in done.stderr
 
 
 def test_help_lists_the_commands_of_the_contract(command: Command) -> None:
