@@ -168,8 +168,14 @@ def _token_findings(lengths: dict[str, Any]) -> list[Finding]:
             more = f" (and {fault['examples'] - 1} more of {facts['rendered']})" if fault["examples"] > 1 else ""
             message = f"{split}: example {fault['first']!r}{more}: {fault['message']}"
             findings.append(Finding("error", message, fault["hint"], fault["key"]))
-        if split == "test":
-            continue  # counted in the audit; but the answers are never learned, and generation has the whole context
+        if split == "test":  # its answers are never learned, and generation has the whole context
+            if facts["lose_prompt_tokens"]:
+                message = (
+                    f"test: {facts['lose_prompt_tokens']} of {facts['rendered']} prompts are longer than what training "
+                    "reads (the sequence limit); they are measured whole, as far as the model's context reaches"
+                )
+                findings.append(Finding("warning", message, "raise backend.sequence_len", "backend.sequence_len"))
+            continue
         for part in ("prompt", "target"):
             count = facts[f"lose_{part}_tokens"]
             if count:
