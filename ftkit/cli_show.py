@@ -117,9 +117,8 @@ def print_example(shown: Rendered, lengths: Mapping[str, Any]) -> None:
         click.echo(f"cut off: {shown.truncated[0]} prompt tokens, {shown.truncated[1]} target tokens")
     for name, facts in lengths.items():
         if isinstance(facts, dict):
-            click.echo(
-                f"{name}: median {facts['median']:.0f}, 95 % below {facts['p95']:.0f}, longest {facts['max']} tokens"
-            )
+            lengths_of = f"median {facts['median']:.0f}, 95 % below {facts['p95']:.0f}, longest {facts['max']} tokens"
+            click.echo(f"{name}: {lengths_of} ({facts['rendered']} rows)")
 
 
 def _print_tokens(shown: Rendered) -> None:

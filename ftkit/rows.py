@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 FILE_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
                "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip
-_PEEK = 1 << 20  # characters of a .json file that are looked at for its first rows
+_PEEK = 1 << 18  # characters of a .json file that are looked at for its first rows
 _GAP = re.compile(r"[\s,]*")  # between two rows of it
 csv.field_size_limit(1 << 30)
 
