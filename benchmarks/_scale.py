@@ -20,16 +20,24 @@ def measured(script: str, *arguments: object) -> dict[str, Any]:
 
 
 def report(work: Callable[[], dict[str, Any] | None]) -> None:
-    """Do the work in this process and print what it took as the last line: seconds and peak memory in MB."""
-    started = time.perf_counter()
+    """Do the work in this process and print what it took as the last line.
+
+    `seconds` by the clock, `cpu` seconds of the processor (which a busy machine does not stretch), `peak_mb` of memory.
+    """
+    started, cpu = time.perf_counter(), time.process_time()
     found = work() or {}
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, **found}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mb": peak, **found}))
 
 
 def middle(runs: list[dict[str, Any]], key: str) -> float:
     return statistics.median(float(run[key]) for run in runs)
+
+
+def ratio(runs: list[dict[str, Any]], others: list[dict[str, Any]], key: str) -> float:
+    """Return the median of the ratios of runs that took turns."""
+    return statistics.median(a[key] / b[key] for a, b in zip(runs, others, strict=True))
 
 
 def setup(*packages: str) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from typing import Any
 
-from _scale import measured, middle, report, setup
+from _scale import measured, middle, ratio, report, setup
 
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -89,15 +89,18 @@ def main() -> None:
             runs.setdefault((who, n), []).append(measured(__file__, "--child", who, "--rows", n))
     print(setup("ftkit", "rouge-score", "numpy"))
     print(f"median of {options.times}, taking turns\n")
-    print("| what | pairs | resamples | seconds | peak memory |")
-    print("|---|--:|--:|--:|--:|")
+    print("| ROUGE with intervals | pairs | resamples | seconds | of them CPU | peak memory |")
+    print("|---|--:|--:|--:|--:|--:|")
     for (who, n), found in sorted(runs.items(), key=lambda item: item[0]):
         name, resamples = ("ftkit", "9,999") if who == "ours" else ("rouge-score, BootstrapAggregator", "1,000")
-        print(f"| {name} | {n:,} | {resamples} | {middle(found, 'seconds'):.1f} | {middle(found, 'peak_mb'):.0f} MB |")
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(runs["peer", many], runs["ours", many], strict=True)]
-    growth = [a["seconds"] / b["seconds"] for a, b in zip(runs["ours", many], runs["ours", few], strict=True)]
-    print(f"\nfaster than the peer: {sorted(ratios)[len(ratios) // 2]:.1f} times")
-    print(f"ten times the pairs: {sorted(growth)[len(growth) // 2]:.1f} times the time (at most 10.5)")
+        print(
+            f"| {name} | {n:,} | {resamples} | {middle(found, 'seconds'):.2f} | {middle(found, 'cpu'):.2f} "
+            f"| {middle(found, 'peak_mb'):.0f} MB |"
+        )
+    faster = [ratio(runs["peer", many], runs["ours", many], key) for key in ("seconds", "cpu")]
+    growth = [ratio(runs["ours", many], runs["ours", few], key) for key in ("seconds", "cpu")]
+    print(f"\nfaster than the peer: {faster[0]:.1f} times (CPU: {faster[1]:.1f})")
+    print(f"ten times the pairs: {growth[0]:.1f} times the time (CPU: {growth[1]:.1f}; at most 10.5)")
     equal = {found["digest"] for who, n in runs for found in runs[who, n] if n == many}
     print(f"all {4 * many:,} scores equal rouge-score's to the last bit: {'yes' if len(equal) == 1 else 'NO'}")
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from _scale import measured, middle, report, setup
+from _scale import measured, middle, ratio, report, setup
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 
@@ -197,16 +197,16 @@ def main() -> None:
                 found.append(measured(__file__, "--write", place))
         print(setup("ftkit", "numpy"))
         print(f"median of {options.times}, taking turns\n")
-        print("| a report over | systems | differences | seconds | peak memory | report.html |")
-        print("|---|--:|--:|--:|--:|--:|")
+        print("| a report over | systems | differences | seconds | of them CPU | peak memory | report.html |")
+        print("|---|--:|--:|--:|--:|--:|--:|")
         for place, n in ((few, options.rows // 10), (many, options.rows)):
             found = runs[place]
             print(
                 f"| {RUNS} runs of {n:,} predictions | {found[0]['systems']} | {found[0]['deltas']} "
-                f"| {middle(found, 'seconds'):.1f} | {middle(found, 'peak_mb'):.0f} MB | {found[0]['page_mb']:.1f} MB |"
+                f"| {middle(found, 'seconds'):.2f} | {middle(found, 'cpu'):.2f} | {middle(found, 'peak_mb'):.0f} MB | {found[0]['page_mb']:.1f} MB |"
             )
-        growth = [b["seconds"] / a["seconds"] for a, b in zip(runs[few], runs[many], strict=True)]
-        print(f"\nten times the rows: {statistics.median(growth):.1f} times the time (at most 10.5)")
+        growth = [ratio(runs[many], runs[few], key) for key in ("seconds", "cpu")]
+        print(f"\nten times the rows: {growth[0]:.1f} times the time (CPU: {growth[1]:.1f}; at most 10.5)")
         if not (shutil.which("chromium") and shutil.which("chromedriver")):
             print("\nthe page was not opened: chromium and chromedriver are not on this machine")
             return
