@@ -38,7 +38,8 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Seque
         warnings += [prefix + w for w in record.warnings]
         if record.kind == "run" and record.status != "done":
             missing = [s for s in ("baseline", "tuned") if s not in run.measured()]
-            text = f"{prefix}this run is {record.status}" + (f" ({record.error})" if record.error else "")
+            status = "still running" if record.status == "running" else record.status
+            text = f"{prefix}this run is {status}" + (f" ({record.error})" if record.error else "")
             warnings.append(text + (f"; without a {' and a '.join(missing)} measurement" if missing else ""))
     for m in measured:
         cut = m.run.measurement(m.system.stage).get("cost", {}).get("prompts_cut")

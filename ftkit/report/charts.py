@@ -107,7 +107,7 @@ def _chart(axis: str, curves: Sequence[Curve], scale: Scale | None, labels: Mapp
         view["lines"].append(
             {
                 "name": name,
-                "colour": i % COLOURS,
+                "colour": f"c{i % COLOURS}" + (" again" if i >= COLOURS else ""),
                 "path": " ".join(f"{x:g},{y:g}" for x, y in at),
                 "marks": [
                     {"x": x, "y": y, "text": f"{name}: {text}"} for (x, y), text in zip(at, labelled, strict=False)

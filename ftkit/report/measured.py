@@ -110,7 +110,7 @@ def _info(model: ModelRef | None, cost: Mapping[str, Any]) -> dict[str, Any]:
     if model is None:
         return {}
     own_folder = (model.kind == "path" and model.base is None) or Path(model.uri).is_absolute()
-    lives = "a folder of yours" if own_folder else _PLACES.get(model.kind)
+    lives = "a local folder" if own_folder else _PLACES.get(model.kind)
     hourly = cost.get("usd_per_hour")
     found = {"lives": lives, **model.meta, **({} if hourly is None else {"usd_per_hour": hourly})}
     return {key: value for key, value in found.items() if value is not None}
