@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .cli_show import (
+    checked_as_dict,
     headlines,
     plugins_as_dict,
     print_example,
@@ -219,29 +220,16 @@ def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, An
         recipe = load(name, overrides)
     except InputError as error:
         click.echo(escape(str(error)), err=True)
-        show_count(name, len(problems_in(error)))
-        return {
-            "recipe": name,
-            "ok": False,
-            "errors": [p.to_dict() for p in problems_in(error)],
-            "warnings": [],
-            "audit": {},
-            "estimate": {},
-        }
+        problems = problems_in(error)
+        show_count(name, len(problems))
+        return checked_as_dict(name, problems)
     from .preflight import preflight, problems_of
 
     with tempfile.TemporaryDirectory() as folder, Console(debug).quiet(Path(folder, "log")):
         found = preflight(recipe)
     problems = problems_of(recipe, found.findings)
     show_findings(name, found, problems)
-    return {
-        "recipe": name,
-        "ok": not found.errors,
-        "errors": [p.to_dict() for p in problems if p.level == "error"],
-        "warnings": [p.to_dict() for p in problems if p.level == "warning"],
-        "audit": found.audit,
-        "estimate": found.estimate,
-    }
+    return checked_as_dict(name, problems, found.audit, found.estimate)
 
 
 @ftkit.command()

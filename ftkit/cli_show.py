@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,21 @@ def show_findings(name: str, found: Preflight, problems: Iterable[Problem]) -> N
     if parts:
         click.echo(escape(f"estimate (rough): {', '.join(parts)}"), err=True)
     show_count(name, len(found.errors))
+
+
+def checked_as_dict(
+    name: str, problems: Sequence[Problem], audit: Mapping[str, Any] | None = None, estimate: Any = None
+) -> dict[str, Any]:
+    """Return what `check --json` prints of one recipe."""
+    levels = {level: [p.to_dict() for p in problems if p.level == level] for level in ("error", "warning")}
+    return {
+        "recipe": name,
+        "ok": not levels["error"],
+        "errors": levels["error"],
+        "warnings": levels["warning"],
+        "audit": audit or {},
+        "estimate": estimate or {},
+    }
 
 
 def show_count(name: str, errors: int) -> None:
