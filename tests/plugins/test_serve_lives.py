@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import socket
 import time
@@ -204,6 +205,23 @@ def test_mistakes_are_one_message(make: Any, tmp_path: Path) -> None:
     assert "did you mean 'fake'" in refused(other, "--port", "0")
     (tmp_path / "models.yaml").write_text("m: {backend: {plugin: fake}}")
     assert "fake has no option 'num_epochs'" in refused(other, "--port", "0")
+
+
+def test_the_models_file_of_the_docs_is_read(tmp_path: Path) -> None:
+    from ftkit_openai.server.models import read_models, settled, training_backend
+
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "models.yaml").write_text(block)
+    model = read_models(tmp_path / "models.yaml")["llama-1b"]
+    assert model.max_tokens == 512
+    found = settled(model, {"learning_rate_multiplier": 0.5}, rows=40)
+    assert found == {"n_epochs": 3, "batch_size": 8, "learning_rate_multiplier": 0.5}
+    entry = training_backend(model, found, rows=40)
+    assert (entry["num_epochs"], entry["micro_batch_size"], entry["learning_rate"]) == (3, 8, 1e-4)
+    assert entry["snapshots"] == [5, 10]
+    epochs = {rows: settled(model, {}, rows)["n_epochs"] for rows in (10, 33, 34, 8333, 8334, 30_000)}
+    assert epochs == {10: 10, 33: 4, 34: 3, 8333: 3, 8334: 2, 30_000: 1}
 
 
 def test_a_server_of_ones_own_ends_with_its_owner(fake_site: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from .errors import not_found
 from .store import Doc, Store, new_id, now
 
-Source = BinaryIO | bytes
+Source = BinaryIO | bytes | Path
 
 
 class Files:
@@ -41,6 +41,9 @@ class Files:
                 for source in sources:
                     if isinstance(source, bytes):
                         file.write(source)
+                    elif isinstance(source, Path):
+                        with open(source, "rb") as part:
+                            shutil.copyfileobj(part, file, 1 << 20)
                     else:
                         shutil.copyfileobj(source, file, 1 << 20)
                 file.flush()

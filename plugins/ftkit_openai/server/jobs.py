@@ -169,8 +169,9 @@ class Jobs:
         """Tell of new steps; end the child where the job is no longer wanted, and the job where the child ended."""
         assert self._child is not None
         child = self._child[1]
-        # Paused and resumed at once: the child never stopped.
-        if self.store.update("job", job["id"], ("queued", "running"), status="running") is None:
+        if job["status"] == "queued":  # paused and resumed at once: the child never stopped
+            self.store.update("job", job["id"], ("queued",), status="running")
+        elif job["status"] != "running":
             self._end_child()
             return
         ended = child.poll() is not None  # asked first: what it logged before it ended is read below

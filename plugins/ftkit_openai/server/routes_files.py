@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, get_args
+from pathlib import Path
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
@@ -135,10 +136,8 @@ def complete_upload(request: Request, id: str, body: CompleteUpload) -> Doc:
             "part_ids",
         )
     file = new_id("file-")
-    digest = hashlib.md5(usedforsecurity=False)
-    with _Chain([server.files.path(part) for part in body.part_ids], digest) as whole:
-        server.files.write(file, whole)
-    if body.md5 is not None and body.md5.lower() != digest.hexdigest():
+    server.files.write(file, *[server.files.path(part) for part in body.part_ids])
+    if body.md5 is not None and body.md5.lower() != _md5(server.files.path(file)):
         server.files.discard([file])
         raise ApiError(400, "The md5 checksum does not match what was uploaded.", "invalid_upload", "md5")
     with server.store.together():
@@ -178,28 +177,6 @@ def _ended(server: Server, id: str) -> ApiError:
     return ApiError(400, f"The upload is {upload['status'] if upload else 'gone'}.", "invalid_upload", "upload_id")
 
 
-class _Chain:
-    """Several files read as one, with a checksum over all: read() for `shutil.copyfileobj`."""
-
-    def __init__(self, paths: list[Any], digest: Any) -> None:
-        self.paths, self.digest, self.file = list(paths), digest, None
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
-
-    def read(self, size: int) -> bytes:
-        while True:
-            if self.file is None:
-                if not self.paths:
-                    return b""
-                self.file = open(self.paths.pop(0), "rb")  # noqa: SIM115
-            data = self.file.read(size)
-            if data:
-                self.digest.update(data)
-                return data
-            self.file.close()
-            self.file = None
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
