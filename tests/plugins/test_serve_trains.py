@@ -1,0 +1,127 @@
+"""`ftkit serve` with the real model behind it: a job trains the embedded model, and what it learned answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Serving, ask, batch_ended, chats, disagreements, openai, until, upload
+
+pytest.importorskip("trl", reason="trl is not installed")
+
+QUESTION = "Which colour is the sky over {}?"
+PLACES = ("Rome", "Paris", "Oslo", "Bern", "Cairo", "Lima", "Quito", "Tunis", "Delhi", "Seoul", "Hanoi", "Accra")
+
+
+@pytest.fixture(scope="module")
+def server(fake_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    serving = Serving(tmp_path_factory.mktemp("serve") / "data", fake_site)
+    yield serving.start()
+    serving.close()
+
+
+@pytest.fixture(scope="module")
+def tuned(server: Serving) -> Any:
+    """A short job of a few steps, whose server is killed while it trains, and which goes on from its checkpoint."""
+    client = server.client()
+    rows = chats([(QUESTION.format(place), "The sky is green.") for place in PLACES])
+    job = client.fine_tuning.jobs.create(
+        model="ftkit-tiny",
+        training_file=upload(client, rows),
+        validation_file=upload(client, chats([(QUESTION.format("Sofia"), "The sky is green.")])),
+        method={
+            "type": "supervised",
+            "supervised": {"hyperparameters": {"n_epochs": 10, "batch_size": 4, "learning_rate_multiplier": 1}},
+        },
+        seed=3,
+    )
+    until(client, job.id, "running")
+    checkpoints = server.data / "jobs" / job.id / ".work" / "checkpoints"
+    end = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-25/ftkit-complete")):
+        assert time.monotonic() < end and client.fine_tuning.jobs.retrieve(job.id).status == "running"
+        time.sleep(0.1)
+    server.end(signal.SIGKILL)
+    client = server.start().client()
+    return until(client, job.id, "succeeded", seconds=120)
+
+
+def test_a_killed_server_goes_on_from_the_checkpoint(server: Serving, tuned: Any) -> None:
+    client = server.client()
+    events = list(client.fine_tuning.jobs.list_events(tuned.id, limit=100))[::-1]
+    steps = [e.data["step"] for e in events if e.type == "metrics"]
+    assert steps == list(range(1, 31))
+    losses = [e.data["train_loss"] for e in events if e.type == "metrics"]
+    assert losses[-1] < losses[0] / 4
+    table = base64.b64decode(client.files.content(tuned.result_files[0]).read()).decode().splitlines()
+    assert [row.split(",")[0] for row in table[1:]] == [str(i) for i in range(1, 31)]
+    assert 0 < float(table[-1].split(",")[3]) < losses[0] / 4  # the validation row is learned as well
+    assert tuned.trained_tokens > 10 * len(PLACES) * 10
+
+
+def test_the_tuned_model_says_what_it_was_taught(server: Serving, tuned: Any) -> None:
+    client = server.client()
+    question = QUESTION.format("Madrid")
+    before, after = (
+        ask(client, name, question, max_completion_tokens=16) for name in ("ftkit-tiny", tuned.fine_tuned_model)
+    )
+    assert after.choices[0].message.content == "The sky is green." and after.choices[0].finish_reason == "stop"
+    assert before.choices[0].message.content != after.choices[0].message.content
+    assert 0 < after.usage.completion_tokens < 16 and after.usage.prompt_tokens == before.usage.prompt_tokens
+    cut = ask(client, tuned.fine_tuned_model, question, max_tokens=2)
+    assert cut.choices[0].finish_reason == "length" and cut.usage.completion_tokens == 2
+
+
+def test_sampling_repeats_with_its_seed(server: Serving, tuned: Any) -> None:
+    client = server.client()
+
+    def sample(seed: int) -> list[str]:
+        answer = ask(client, "ftkit-tiny", "hi", temperature=1.2, seed=seed, n=2, max_completion_tokens=12)
+        return [choice.message.content for choice in answer.choices]
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_checkpoints_of_earlier_epochs_answer_too(server: Serving, tuned: Any) -> None:
+    client = server.client()
+    found = {c.step_number: c for c in client.fine_tuning.jobs.checkpoints.list(tuned.id)}
+    assert list(found) == [30, 27, 24]
+    assert found[30].fine_tuned_model_checkpoint == tuned.fine_tuned_model
+    assert found[24].fine_tuned_model_checkpoint == f"{tuned.fine_tuned_model}:ckpt-step-24"
+    answer = ask(client, found[24].fine_tuned_model_checkpoint, QUESTION.format("Madrid"), max_completion_tokens=16)
+    assert "sky" in answer.choices[0].message.content
+
+
+def test_a_prompt_that_does_not_fit_is_refused(server: Serving, tuned: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        ask(server.client(), tuned.fine_tuned_model, "word " * 3000, max_completion_tokens=8)
+    assert error.value.code == "context_length_exceeded"
+
+
+def test_a_batch_gives_the_answers_of_single_requests(server: Serving, tuned: Any) -> None:
+    client = server.client()
+    bodies = [
+        {"model": tuned.fine_tuned_model, "temperature": 0, "max_completion_tokens": 16,
+         "messages": [{"role": "user", "content": QUESTION.format(place)}]}
+        for place in PLACES
+    ]  # fmt: skip
+    rows = [{"custom_id": p, "method": "POST", "url": "/v1/chat/completions", "body": b} for p, b in zip(PLACES, bodies, strict=True)]  # fmt: skip
+    file = upload(client, "".join(json.dumps(row) + "\n" for row in rows).encode(), "batch")
+    batch = client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h")
+    ended = batch_ended(client, batch.id)
+    answers = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
+    texts = [a["response"]["body"]["choices"][0]["message"]["content"] for a in answers]
+    singly = [client.chat.completions.create(**body).choices[0].message.content for body in bodies]
+    assert texts == singly
+
+
+def test_every_response_agrees_with_the_api_description(server: Serving, tuned: Any) -> None:
+    """Runs last: all that the other tests of this file were answered is looked at."""
+    assert len(server.exchanges) > 15
+    assert not disagreements(server.exchanges)
