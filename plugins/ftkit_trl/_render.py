@@ -95,10 +95,6 @@ class Chat:
         texts = self._texts([self._plain(e.messages) for e in examples], prompt=True)
         return [[*ids, *self.header_ids] for ids in self._encode(texts)]
 
-    def prompt_text(self, example: Example) -> str:
-        """Return the text that the model continues."""
-        return _unmarked(self._texts([self._plain(example.messages)], prompt=True)[0]) + self.header
-
     def render(self, examples: Iterable[Example]) -> Iterator[Rendered]:
         """Yield training examples: prompt tokens (not learned), then answer tokens (learned).
 
@@ -146,8 +142,8 @@ class Chat:
             return Finding(
                 "error",
                 "the target does not fit into backend.sequence_len, so its end-of-turn token is not learned",
-                f"raise backend.sequence_len (this one needs {lost} tokens more), shorten or leave out the row, "
-                "or train on cut answers all the same: backend.allow_cut_targets: true",
+                "raise backend.sequence_len (`ftkit preview` shows how long examples are), shorten or leave out the "
+                "row, or train on cut answers all the same: backend.allow_cut_targets: true",
                 "backend.sequence_len",
             )
         if not learned:
@@ -268,10 +264,6 @@ def _spelt(token: str, letters: dict[str, int]) -> str:
 
 def _common_start(a: str, b: str) -> str:
     return a[: next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
-
-
-def _unmarked(text: str) -> str:
-    return text.replace(_OPEN, "").replace(_CLOSE, "")
 
 
 def _date(text: str) -> date:
