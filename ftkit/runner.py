@@ -108,6 +108,8 @@ class _Execution:
                 self.stage("train", self.train)
                 self.stage("evaluate", self.evaluate)
                 self.stage("report", self.report)
+                if self.record.status != "done":  # it was interrupted after its last stage
+                    self.save(status="done")
         except KeyboardInterrupt:
             self.failed("interrupted", "interrupted")
             raise

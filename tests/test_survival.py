@@ -151,6 +151,13 @@ def test_finished_stages_are_not_repeated(place: Place) -> None:
     assert (run / "train" / "log.jsonl").read_bytes() == trained
 
 
+def test_interrupted_in_its_very_last_write(place: Place) -> None:
+    last = max(n for n, step in enumerate(place.steps) if step.startswith("os.rename") and "/.run.json" in step)
+    run, ended = place.start(last, "interrupt")
+    assert run and ended.status == 130, ended.said
+    assert place.resume(run).status == 0 and place.ended_well(run) is None
+
+
 def test_the_seconds_of_a_killed_attempt_are_counted(place: Place) -> None:
     run, _ = place.start(r"open .*/train/model/")
     assert run
