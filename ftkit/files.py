@@ -80,15 +80,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish(staging: Path, target: Path) -> None:
-    """Give a finished folder its name: on disk with all its files, then renamed, in place of an older `target`."""
-    for path in staging.rglob("*"):
+def sync_tree(folder: Path) -> None:
+    """Put a folder on disk with all that is in it (`os.sync` would wait for everything else on this machine too)."""
+    for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
         else:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    sync_folder(staging)
+    sync_folder(folder)
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Give a finished folder its name, in place of an older one: what bears that name is whole and on disk."""
+    sync_tree(staging)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staging, target)

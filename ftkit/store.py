@@ -26,6 +26,7 @@ from .files import dump_json as dump_json
 from .files import publish as publish
 from .files import read_json as read_json
 from .files import read_jsonl as read_jsonl
+from .files import sync_tree as sync_tree
 from .files import write_atomic as write_atomic
 from .files import write_json as write_json
 from .files import write_jsonl as write_jsonl

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -15,28 +14,13 @@ from transformers import TrainerCallback
 from ftkit.errors import RunFailed
 from ftkit.measure import plan
 from ftkit.records import Example, Task
-from ftkit.store import RunContext, write_atomic
+from ftkit.store import RunContext, publish, sync_tree, write_atomic
 
 from ._batches import Counter
 from ._generate import TrlSession
 from ._packing import attention
 
 _WHOLE = "ftkit-complete"  # a file in a checkpoint that was written to its end
-
-
-def to_disk(folder: Path) -> None:
-    """Wait until a folder's files are on disk (`sync` would wait for everything else on this machine too)."""
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-
-
-def publish(staging: Path, target: Path) -> None:
-    """Move a finished folder to where it is looked for: what bears that name is whole and on disk."""
-    to_disk(staging)
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staging, target)
 
 
 def last_whole(checkpoints: Path) -> str | None:
@@ -53,7 +37,7 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        to_disk(folder)
+        sync_tree(folder)
         (folder / _WHOLE).touch()
 
 

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ftkit.records import Example, ModelRef, Task
-from ftkit.store import Journal, RunContext, read_json, write_json
+from ftkit.store import Journal, RunContext, publish, read_json, write_json
 
 from ._batches import Counter, Layout, Order, choose
-from ._callbacks import Checkpoints, Snapshots, Watch, last_whole, publish
+from ._callbacks import Checkpoints, Snapshots, Watch, last_whole
 from ._check import refuse_faulty, refuse_masked
 from ._generate import TrlSession
 from ._model import device, dtype, load_base, load_tokenizer, peak_memory
