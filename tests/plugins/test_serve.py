@@ -284,6 +284,7 @@ def test_the_tuned_model_answers_as_it_learned(client: Any, tuned: Any) -> None:
 def test_stop_sequences_and_several_answers(client: Any) -> None:
     cut = ask(client, "fake-base", "one two three", stop=["three", "two"])
     assert cut.choices[0].message.content == "one "
+    assert ask(client, "fake-base", "one", temperature=1e-9).choices[0].message.content.startswith("one")
     several = ask(client, "fake-base", "a", n=3, temperature=0.7, seed=1)
     assert [c.index for c in several.choices] == [0, 1, 2]
     assert len(ask(client, "fake-base", "a", n=2).choices) == 2  # greedy: the same one twice
@@ -375,6 +376,11 @@ ERRORS = [
     ("POST", "/v1/chat/completions", body("a", temperature=3), 400, "invalid_value", "temperature"),
     ("POST", "/v1/chat/completions", body("a", presence_penalty=1), 400, "invalid_value", "presence_penalty"),
     ("POST", "/v1/chat/completions", body("a", max_tokens="9"), 400, "invalid_value", "max_tokens"),
+    ("POST", "/v1/chat/completions", body("a", max_tokens=10**9), 400, "invalid_value", "max_tokens"),
+    ("POST", "/v1/chat/completions", '{"model": ' + "[" * 100_000, 400, None, None),
+    ("POST", "/v1/chat/completions", {**body("a"), "messages": [json.loads("[" * 900 + "]" * 900)]}, 400, "invalid_value", "messages.[0]"),
+    ("POST", "/v1/chat/completions", body("a", temperature=float("nan")), 400, "invalid_value", "temperature"),
+    ("POST", "/v1/chat/completions", '{"seed": ' + "9" * 5000 + "}", 400, None, None),
     ("POST", "/v1/chat/completions", {**body("a"), "messages": []}, 400, "invalid_value", "messages"),
     ("POST", "/v1/chat/completions", body(None), 400, "invalid_value", "messages.[0]"),  # type: ignore[arg-type]
     ("POST", "/v1/chat/completions", body("a", user="\ud800"), 400, "invalid_value", None),

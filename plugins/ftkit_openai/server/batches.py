@@ -160,7 +160,7 @@ class Batches:
             raise ApiError(400, "A batch cannot stream.", "invalid_value", "stream")
         if chat.seed is None:  # the same plan, and the same text, after a restart
             chat = chat.model_copy(update={"seed": zlib.crc32(f"{batch['id']} {number}".encode())})
-        generation = generation_of(chat, self.engine.default_max_tokens(chat.model))
+        generation = generation_of(chat, self.engine.most_tokens(chat.model))
         # Sampled text is asked for by itself, as a single request is, and gets the same answer.
         example = example_of(chat, str(number) if generation.temperature == 0 else "prompt")
         return _Request(number, line.custom_id, chat, example, generation)

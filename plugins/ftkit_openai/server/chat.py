@@ -29,17 +29,26 @@ def example_of(chat: Chat, id: str) -> Example:
     return Example(id, tuple(messages), ("",), messages[-1].content)
 
 
-def generation_of(chat: Chat, default_max_tokens: int) -> Generation:
-    """Return the settings; like OpenAI's they default to temperature 1, and to a new seed for each request."""
+_GREEDY = 0.01  # at temperatures below it sampling takes the likeliest token anyway, where it does not overflow
+_TOKENS = 256  # of an answer where a request does not say
+
+
+def generation_of(chat: Chat, most: int) -> Generation:
+    """Return the settings; like OpenAI's they default to temperature 1, and to a new seed for each request.
+
+    Raises a 400 ApiError for more than `most` tokens: a model would go on for ever.
+    """
+    param = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
+    tokens = getattr(chat, param) or min(_TOKENS, most)
+    if tokens > most:
+        message = f"{param} is too large: {tokens}. This model gives at most {most} tokens."
+        raise ApiError(400, message, "invalid_value", param)
     temperature = 1.0 if chat.temperature is None else chat.temperature
+    top_p = 1.0 if chat.top_p is None else chat.top_p
+    if temperature < _GREEDY or top_p == 0:
+        return Generation(max_new_tokens=tokens)
     seed = secrets.randbelow(2**32) if chat.seed is None else chat.seed % 2**32
-    return Generation(
-        max_new_tokens=chat.max_completion_tokens or chat.max_tokens or default_max_tokens,
-        temperature=temperature,
-        top_p=1.0 if chat.top_p is None else chat.top_p,
-        seed=seed if temperature > 0 else 0,
-        samples=(chat.n or 1) if temperature > 0 else 1,
-    )
+    return Generation(tokens, temperature, top_p, seed, chat.n or 1)
 
 
 def completion(chat: Chat, predictions: Sequence[Prediction]) -> Doc:

@@ -46,9 +46,10 @@ class Engine:
             raise model_not_found(name)
         return self.models.get(doc["_base"]), doc
 
-    def default_max_tokens(self, name: str) -> int:
+    def most_tokens(self, name: str) -> int:
+        """Return how long an answer of the model may be."""
         entry, _ = self.find(name)
-        return entry.max_tokens if entry else 256
+        return (entry or ServedModel(backend={})).max_tokens
 
     def batch_size(self, name: str) -> int:
         """Return how many prompts of a batch job are answered together."""

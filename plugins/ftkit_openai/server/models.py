@@ -26,7 +26,7 @@ class ServedModel(Options):
         {"n_epochs": "num_epochs", "batch_size": "micro_batch_size", "learning_rate_multiplier": "learning_rate"},
         description="hyperparameter -> the backend's option; a learning rate is multiplied, the others are set",
     )
-    max_tokens: int = Field(256, gt=0, description="longest answer where a request does not say")
+    max_tokens: int = Field(512, gt=0, description="longest answer that a request may ask for")
     shutdown_date: datetime.date | None = Field(None, description="last day of the model, as /v1/models tells it")
     renamed: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_tokens"}
 

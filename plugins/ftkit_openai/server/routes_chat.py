@@ -18,7 +18,7 @@ router = APIRouter()
 @router.post("/chat/completions", response_model=None)
 async def create_completion(request: Request, body: Chat) -> Any:
     engine = of(request).engine
-    generation = generation_of(body, engine.default_max_tokens(body.model))
+    generation = generation_of(body, engine.most_tokens(body.model))
     # One id for all: sampled text depends on the seed, not on what else was asked.
     asked = engine.ask(body.model, [example_of(body, "prompt")], generation)
     answer = completion(body, await asyncio.wrap_future(asked))
