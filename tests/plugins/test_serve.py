@@ -17,7 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import FAKE_MODELS, Serving, ask, batch_ended, chats, disagreements, openai, sse, until, upload, upper_case
+from serving import (
+    FAKE_MODELS,
+    Exchange,
+    Serving,
+    ask,
+    batch_ended,
+    chats,
+    disagreements,
+    openai,
+    sse,
+    until,
+    upload,
+    upper_case,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "serve.json"
 
@@ -463,22 +476,28 @@ def test_the_official_node_client_works_unchanged(server: Serving) -> None:
 # ---- the wire format
 
 
-def test_golden_conversation(server: Serving, fake_site: Path, tmp_path: Path) -> None:
-    """A whole conversation, word for word but for ids and times; `UPDATE_GOLDEN=1 pytest` writes it anew."""
-    own = Serving(tmp_path / "data", fake_site, server.options)
+@pytest.fixture(scope="module")
+def conversation(server: Serving, fake_site: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Exchange]:
+    """What was said in `converse`, on a server of its own."""
+    own = Serving(tmp_path_factory.mktemp("golden") / "data", fake_site, server.options)
     try:
-        client = own.start().client()
-        converse(client)
+        converse(own.start().client())
     finally:
         own.close()
-    told = normalised(
-        [(e.method, e.path, e.asked, e.asked_type, e.status, e.answered, e.answered_type) for e in own.exchanges]
-    )
+    return own.exchanges
+
+
+def test_a_whole_conversation_is_as_it_was(conversation: list[Exchange]) -> None:
+    """Word for word but for ids and times; `UPDATE_GOLDEN=1 pytest` writes the file anew."""
+    told = normalised(conversation)
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     assert told == json.loads(GOLDEN.read_text())
-    assert not disagreements(own.exchanges)
+
+
+def test_the_conversation_agrees_with_the_api_description(conversation: list[Exchange]) -> None:
+    assert not disagreements(conversation)
 
 
 def converse(client: Any) -> None:
@@ -523,7 +542,7 @@ def converse(client: Any) -> None:
     client.files.delete(rows)
 
 
-def normalised(exchanges: list[Any]) -> list[dict[str, Any]]:
+def normalised(exchanges: list[Exchange]) -> list[dict[str, Any]]:
     """Return exchanges as plain data in which ids are numbered and times are 0."""
     names: dict[str, str] = {}
 
@@ -543,17 +562,15 @@ def normalised(exchanges: list[Any]) -> list[dict[str, Any]]:
             return json.loads(text)
         return text.splitlines()
 
-    found = []
-    for method, path, asked, asked_type, status, answered, answered_type in exchanges:
-        found.append(
-            {
-                "request": f"{method} {plain(path.encode(), 'text')[0]}",
-                **({"sent": plain(asked, asked_type)} if asked else {}),
-                "status": status,
-                "answer": plain(answered, answered_type),
-            }
-        )
-    return found
+    return [
+        {
+            "request": f"{e.method} {plain(e.path.encode(), 'text')[0]}",
+            **({"sent": plain(e.asked, e.asked_type)} if e.asked else {}),
+            "status": e.status,
+            "answer": plain(e.answered, e.answered_type),
+        }
+        for e in exchanges
+    ]
 
 
 def test_every_response_agrees_with_the_api_description(server: Serving, tuned: Any) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,22 @@ def test_a_batch_can_be_cancelled(make: Any) -> None:
     assert ended.status == "cancelled" and 0 < ended.request_counts.completed < 300
     kept = client.files.content(ended.output_file_id).text.splitlines()
     assert len(kept) == ended.request_counts.completed
+
+
+def test_answers_do_not_depend_on_what_else_is_asked(make: Any) -> None:
+    """The fake's text depends on its batch, as a model's in 4-bit does; many at once hold up nothing but each other."""
+    client = make(FAKES="slow=0.02").start().client()
+
+    def answer(i: int) -> str:
+        return ask(client, "fake-base", f"question {i % 5}").choices[0].message.content
+
+    alone = [answer(i) for i in range(5)]
+    with ThreadPoolExecutor(60) as pool:
+        asked = [pool.submit(answer, i) for i in range(60)]
+        client.models.list()  # it answers meanwhile
+        assert not all(future.done() for future in asked)
+        together = [future.result() for future in asked]
+    assert together == alone * 12
 
 
 def test_ctrl_c_ends_it_and_a_running_job_goes_on_later(make: Any) -> None:
