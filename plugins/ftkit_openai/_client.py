@@ -64,6 +64,14 @@ def base_url(options: ManagedOptions) -> str | None:
     return options.base_url or DIALECTS[options.dialect].base_url
 
 
+def _is_an_answer(response: httpx2.Response) -> None:
+    """Raise Malformed for a success that is no JSON object of the API: the client would make an empty thing of it."""
+    if response.is_success and not response.request.url.path.endswith("/content"):
+        data = json.loads(response.read() or b"null")
+        if not isinstance(data, dict) or data.keys().isdisjoint(("id", "object", "data", "choices")):
+            raise Malformed(response.text[:200] or "an empty answer")
+
+
 @functools.cache
 def _certificates() -> ssl.SSLContext:
     """Return the trusted certificates, read once: a run connects several times."""
@@ -89,6 +97,7 @@ class Provider:
             http_client=openai.DefaultHttpxClient(
                 limits=httpx2.Limits(max_connections=options.concurrency + 4, max_keepalive_connections=options.concurrency + 4),
                 verify=_certificates(),
+                event_hooks={"response": [_is_an_answer]},
                 trust_env=not is_loopback(url),  # a proxy of the environment knows no way to this machine
             ),
         )  # fmt: skip
@@ -160,10 +169,17 @@ def kind(error: BaseException) -> str:
         return "timeout"
     if isinstance(error, openai.APIStatusError):
         return _kind_of_status(error)
+    broken = (
+        openai.APIResponseValidationError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        Malformed,
+        httpx2.DecodingError,
+    )
+    if isinstance(error, broken) or isinstance(error.__cause__, broken):
+        return "malformed"
     if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
         return "network"
-    if isinstance(error, openai.APIResponseValidationError | json.JSONDecodeError | Malformed | httpx2.DecodingError):
-        return "malformed"
     return ""
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -43,7 +44,11 @@ def open_session(options: ManagedOptions, model: ModelRef, run: RunContext) -> I
 
             yield BatchSession(provider, model, run)
         else:
-            yield ChatSession(provider, model, run)
+            session = ChatSession(provider, model, run)
+            try:
+                yield session
+            finally:
+                session.drain()
 
 
 def chat_body(provider: Provider, model: ModelRef, example: Example, generation: Generation) -> dict[str, Any]:
@@ -116,36 +121,53 @@ class Gate:
         self.most = most
         self.limit = most  # requests at once: halved by a refusal, grown again by successes
         self.opens = 0.0  # time.monotonic() before which nothing is sent
-        self.lock = threading.Lock()
+        self._active = 0
         self._good = 0
-        self._refused_at = 0.0
+        self._halved = 0.0
+        self._changed = threading.Condition()
 
-    def wait(self, stop: threading.Event) -> None:
-        """Wait until requests may be sent."""
-        while not stop.is_set():
-            left = self.opens - time.monotonic()
-            if left <= 0 or stop.wait(min(left, 1.0)):
-                return
+    @contextlib.contextmanager
+    def passed(self, stop: threading.Event) -> Iterator[float]:
+        """Wait until one more request may be sent; give the moment. Raises Stopped when the session ends first."""
+        with self._changed:
+            while True:
+                if stop.is_set():
+                    raise Stopped
+                left = self.opens - time.monotonic()
+                if left <= 0 and self._active < self.limit:
+                    break
+                self._changed.wait(min(left, 0.5) if left > 0 else 0.5)
+            self._active += 1
+        try:
+            yield time.monotonic()
+        finally:
+            with self._changed:
+                self._active -= 1
+                self._changed.notify()
 
     def pause(self, seconds: float) -> None:
-        with self.lock:
+        with self._changed:
             self.opens = max(self.opens, time.monotonic() + seconds)
 
-    def refused(self, seconds: float) -> None:
-        """A rate limit was hit: wait so long, and go on with half as many; many refusals of one burst count once."""
+    def refused(self, seconds: float, sent: float) -> None:
+        """A rate limit was hit by a request of that moment: wait so long, and go on with half as many.
+
+        Requests that were under way together count once.
+        """
         self.pause(seconds)
-        with self.lock:
+        with self._changed:
             self._good = 0
-            if time.monotonic() - self._refused_at > 1.0:
+            if sent > self._halved:
                 self.limit = max(1, self.limit // 2)
-                self._refused_at = time.monotonic()
+                self._halved = time.monotonic()
 
     def answered(self, headers: Mapping[str, str]) -> None:
         """An answer came: grow again, and hold back where the headers say that nothing is left for now."""
-        with self.lock:
+        with self._changed:
             self._good += 1
             if self._good >= self.limit and self.limit < self.most:
                 self.limit, self._good = self.limit + 1, 0
+                self._changed.notify()
         for what in ("requests", "tokens"):
             if headers.get(f"x-ratelimit-remaining-{what}") == "0":
                 self.pause(min(seconds_of(headers.get(f"x-ratelimit-reset-{what}")), 120.0))
@@ -168,22 +190,24 @@ class ChatSession(Session):
         self.gate = Gate(self.options.concurrency)
         self.stop = threading.Event()
         self.began = self.succeeded = time.monotonic()  # when this session began, when something last succeeded
+        self.under_way: dict[Future[list[Prediction]], Sequence[Example]] = {}
+        self.pool: ThreadPoolExecutor | None = None
+        self.spill: Spill | None = None
         self.answers = 0
         self.refusals = 0
 
     def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
         """Yield each batch's answers as soon as they are there. Raises FtkitError where no request can succeed."""
-        spill = Spill(self.run, self.model, generation)
+        spill = self.spill = Spill(self.run, self.model, generation)
         self.stop.clear()
         self.succeeded = time.monotonic()
         waiting = iter(batches)
-        under_way: dict[Future[list[Prediction]], Sequence[Example]] = {}
         done: queue.SimpleQueue[Future[list[Prediction]]] = queue.SimpleQueue()
-        pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="ask")
+        pool = self.pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="ask")
         try:
             more = True
-            while more or under_way:
-                while more and len(under_way) < self.gate.limit:
+            while more or self.under_way:
+                while more and len(self.under_way) < self.options.concurrency:
                     batch = next(waiting, None)
                     if batch is None:
                         more = False
@@ -193,22 +217,26 @@ class ChatSession(Session):
                         yield kept
                     else:
                         asked = pool.submit(self.answer_all, batch, generation)
-                        under_way[asked] = batch
+                        self.under_way[asked] = batch
                         asked.add_done_callback(done.put)
-                if not under_way:
-                    continue
-                future = done.get()
-                yield future.result()
-                del under_way[future]  # only now: what was not taken is kept below
+                if self.under_way:
+                    future = done.get()
+                    yield future.result()
+                    del self.under_way[future]  # only now: what was not taken is kept by `drain`
         finally:
-            # Whatever ended this: what is under way is paid for, and is kept for the next attempt.
-            self.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            until = time.monotonic() + min(self.options.timeout, _LAST_WAIT)
-            for future, batch in under_way.items():
-                with contextlib.suppress(Exception):
-                    if not future.cancelled():
-                        spill.keep(batch, future.result(timeout=max(0.0, until - time.monotonic())))
+            self.drain()
+
+    def drain(self) -> None:
+        """Send nothing more; keep for the next attempt what is under way: it is paid for, whatever ended this."""
+        self.stop.set()
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + min(self.options.timeout, _LAST_WAIT)
+        while self.under_way and self.spill is not None:
+            future, batch = self.under_way.popitem()
+            with contextlib.suppress(Exception):
+                if not future.cancelled():
+                    self.spill.keep(batch, future.result(timeout=max(0.0, until - time.monotonic())))
 
     def answer_all(self, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
         return [p for example in batch for p in self.answer(example, generation)]
@@ -218,30 +246,25 @@ class ChatSession(Session):
         body = chat_body(self.provider, self.model, example, generation)
         attempt = 0
         while True:
-            self.gate.wait(self.stop)
-            if self.stop.is_set():
-                raise Stopped
-            began = time.monotonic()
-            try:
-                # The same request as chat.completions.create, without building objects that nobody reads.
-                raw = self.provider.client.post("/chat/completions", body=body, cast_to=httpx2.Response)
-                data = json.loads(raw.content)
-                if not isinstance(data, dict):
-                    raise Malformed("the answer is no JSON object")
-                found = predictions_of(example, data, generation, self.price, self.tuned)
-            except Exception as error:
-                attempt += 1
-                self.failed(error, attempt)  # raises where nobody could succeed
-                if self.for_good(error, attempt):
-                    return self.failures(example, generation, error)
-                continue
-            self.succeeded = time.monotonic()
-            self.answers += 1
-            self.gate.answered(raw.headers)
-            latency = round((time.monotonic() - began) / len(found), 4)
-            return [_with(p, latency=latency) for p in found]
+            with self.gate.passed(self.stop) as sent:
+                try:
+                    # The same request as chat.completions.create, without building objects that nobody reads.
+                    raw = self.provider.client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+                    found = predictions_of(example, json.loads(raw.content), generation, self.price, self.tuned)
+                except Exception as error:
+                    failure = error
+                else:
+                    self.succeeded = time.monotonic()
+                    self.answers += 1
+                    self.gate.answered(raw.headers)
+                    latency = round((time.monotonic() - sent) / len(found), 4)
+                    return [replace(p, latency=latency) for p in found]
+            attempt += 1
+            self.failed(failure, attempt, sent)  # raises where nobody could succeed
+            if self.for_good(failure, attempt):
+                return self.failures(example, generation, failure)
 
-    def failed(self, error: Exception, attempt: int) -> None:
+    def failed(self, error: Exception, attempt: int, sent: float) -> None:
         """Wait as the failure asks. Raises FtkitError where it is the same for every request, or has lasted too long."""
         failure = kind(error)
         now = time.monotonic()
@@ -254,7 +277,7 @@ class ChatSession(Session):
             raise self.provider.explain(error, "asking the model") from None
         if failure == "rate":
             self.refusals += 1
-            self.gate.refused(retry_after(error) or jittered(min(0.5 * 2**attempt, 30.0)))
+            self.gate.refused(retry_after(error) or jittered(min(0.5 * 2**attempt, 30.0)), sent)
         elif failure == "network":
             self.gate.pause(jittered(min(0.5 * 2**attempt, 15.0)))
         elif failure not in ("invalid", "moderation"):
@@ -277,12 +300,6 @@ class ChatSession(Session):
 
 class Stopped(Exception):
     """The session ends before this request was sent."""
-
-
-def _with(prediction: Prediction, **changes: Any) -> Prediction:
-    import dataclasses
-
-    return dataclasses.replace(prediction, **changes)
 
 
 class Spill:

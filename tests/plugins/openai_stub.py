@@ -520,7 +520,6 @@ class _Handler(BaseHTTPRequestHandler):
         parsed = self.parsed(body, content_type)
         fault = fault or self.fault(lambda f: f.when is not None and isinstance(parsed, dict) and f.when(parsed))
         if fault:
-            fault.times -= 1
             time.sleep(fault.delay)
             answers = fault.status is not None or fault.body is not None or fault.reset or fault.half
             status, answer = 200, b""
@@ -555,8 +554,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.state._lock:
             for fault in self.state.faults:
                 if fault.times > 0 and fault.method == self.command and fault.path.match(self.path) and fits(fault):
-                    if fault.early:
-                        fault.times -= 1
+                    fault.times -= 1
                     return fault
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from ftkit_openai import ManagedOptions, OpenAIManaged, _tokens
 from ftkit_openai._dialects import DIALECTS
-from ftkit_openai._infer import Gate, seconds_of
+from ftkit_openai._infer import Gate, Stopped, seconds_of
 from ftkit_openai._lint import lint, ranges
 from ftkit_openai._preflight import _options, epochs, estimate
 from ftkit_openai._prices import prices_for
@@ -177,8 +178,9 @@ def test_reset_times_are_read(text: str | None, seconds: float) -> None:
 
 def test_a_gate_halves_on_refusal_once_a_burst_and_grows_again() -> None:
     gate = Gate(16)
+    sent = time.monotonic()
     for _ in range(5):
-        gate.refused(0.0)
+        gate.refused(0.0, sent)
     assert gate.limit == 8
     for _ in range(8 + 9):
         gate.answered({})
@@ -186,6 +188,29 @@ def test_a_gate_halves_on_refusal_once_a_burst_and_grows_again() -> None:
     for _ in range(1000):
         gate.answered({})
     assert gate.limit == 16
+
+
+def test_a_gate_lets_no_more_through_than_its_limit() -> None:
+    gate, stop = Gate(2), threading.Event()
+    inside: list[int] = []
+    most = []
+
+    def ask() -> None:
+        with gate.passed(stop):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 2 and len(most) == 8
+    stop.set()
+    with pytest.raises(Stopped), gate.passed(stop):
+        pass
 
 
 def test_a_gate_holds_back_when_the_headers_say_so() -> None:
