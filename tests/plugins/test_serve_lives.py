@@ -82,6 +82,7 @@ def test_one_job_trains_at_a_time_and_may_be_paused_resumed_and_cancelled(make: 
     for change in (jobs.cancel, jobs.pause, jobs.resume):
         with pytest.raises(openai.BadRequestError, match="cancelled"):
             change(first)
+    assert not (server.data / "jobs" / first / ".work").exists()
     assert [m.id for m in client.models.list() if m.id.endswith(first[-8:])] == []
     assert not disagreements(server.exchanges)
 

@@ -37,7 +37,7 @@ def tuned(server: Serving) -> Any:
         validation_file=upload(client, chats([(QUESTION.format("Sofia"), "The sky is green.")])),
         method={
             "type": "supervised",
-            "supervised": {"hyperparameters": {"n_epochs": 10, "batch_size": 4, "learning_rate_multiplier": 1}},
+            "supervised": {"hyperparameters": {"n_epochs": 10, "batch_size": 2, "learning_rate_multiplier": 1}},
         },
         seed=3,
     )
@@ -56,12 +56,13 @@ def test_a_killed_server_goes_on_from_the_checkpoint(server: Serving, tuned: Any
     client = server.client()
     events = list(client.fine_tuning.jobs.list_events(tuned.id, limit=100))[::-1]
     steps = [e.data["step"] for e in events if e.type == "metrics"]
-    assert steps == list(range(1, 31))
+    assert steps == list(range(1, 61))
     losses = [e.data["train_loss"] for e in events if e.type == "metrics"]
     assert losses[-1] < losses[0] / 4
     table = base64.b64decode(client.files.content(tuned.result_files[0]).read()).decode().splitlines()
-    assert [row.split(",")[0] for row in table[1:]] == [str(i) for i in range(1, 31)]
+    assert [row.split(",")[0] for row in table[1:]] == [str(i) for i in range(1, 61)]
     assert 0 < float(table[-1].split(",")[3]) < losses[0] / 4  # the validation row is learned as well
+    assert not (server.data / "jobs" / tuned.id / ".work" / "checkpoints").exists()
     assert tuned.trained_tokens > 10 * len(PLACES) * 10
 
 
@@ -91,10 +92,10 @@ def test_sampling_repeats_with_its_seed(server: Serving, tuned: Any) -> None:
 def test_checkpoints_of_earlier_epochs_answer_too(server: Serving, tuned: Any) -> None:
     client = server.client()
     found = {c.step_number: c for c in client.fine_tuning.jobs.checkpoints.list(tuned.id)}
-    assert list(found) == [30, 27, 24]
-    assert found[30].fine_tuned_model_checkpoint == tuned.fine_tuned_model
-    assert found[24].fine_tuned_model_checkpoint == f"{tuned.fine_tuned_model}:ckpt-step-24"
-    answer = ask(client, found[24].fine_tuned_model_checkpoint, QUESTION.format("Madrid"), max_completion_tokens=16)
+    assert list(found) == [60, 54, 48]
+    assert found[60].fine_tuned_model_checkpoint == tuned.fine_tuned_model
+    assert found[48].fine_tuned_model_checkpoint == f"{tuned.fine_tuned_model}:ckpt-step-48"
+    answer = ask(client, found[48].fine_tuned_model_checkpoint, QUESTION.format("Madrid"), max_completion_tokens=16)
     assert "sky" in answer.choices[0].message.content
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -173,6 +174,8 @@ class Jobs:
             self.store.update("job", job["id"], ("queued",), status="running")
         elif job["status"] != "running":
             self._end_child()
+            if job["status"] == "cancelled":
+                self.clear(job["id"])
             return
         ended = child.poll() is not None  # asked first: what it logged before it ended is read below
         run = RunContext.open(self.folder / job["id"])
@@ -198,21 +201,29 @@ class Jobs:
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
             return
-        step, finish = job["_step"], job["estimated_finish"]
+        step, finish, clock = job["_step"], job["estimated_finish"], job["_clock"]
         with self.store.together():
             for row in map(json.loads, whole.splitlines()):
-                if row["event"] == "step" and row["step"] > step:
-                    step, total = row["step"], row["max_steps"]
-                    data = results.metrics(row)
-                    if "train_loss" in data:
-                        text = f"Step {step}/{total}: training loss={data['train_loss']:.4f}"
-                        self.event(job["id"], text, total_steps=total, **data)
-                    if row.get("seconds"):
-                        finish = int(row["time"] + (total - step) * row["seconds"] / step) + 1
+                if row["event"] == "step":
+                    seconds = row.get("seconds") or 0.0
+                    if clock is None or seconds < clock["seconds"]:  # a new child counts from 0
+                        clock = {"first": row["step"] - 1, "seconds": 0.0}
+                    clock = {**clock, "seconds": seconds}
+                    pace = seconds / max(1, row["step"] - clock["first"])  # seconds per step
+                    finish = int(row["time"] + pace * (row["max_steps"] - row["step"])) + 1
+                    if row["step"] > step:  # a resumed training repeats steps since its checkpoint
+                        step = row["step"]
+                        self._tell_step(job["id"], row)
                 elif row["event"] in ("note", "warning"):
                     self.event(job["id"], row["message"], "warn" if row["event"] == "warning" else "info")
             read = job["_log_read"] + len(whole)
-            self.store.update("job", job["id"], _log_read=read, _step=step, estimated_finish=finish)
+            self.store.update("job", job["id"], _log_read=read, _step=step, _clock=clock, estimated_finish=finish)
+
+    def _tell_step(self, id: str, row: Doc) -> None:
+        data = results.metrics(row)
+        if "train_loss" in data:
+            text = f"Step {row['step']}/{row['max_steps']}: training loss={data['train_loss']:.4f}"
+            self.event(id, text, total_steps=row["max_steps"], **data)
 
     def _fail(self, id: str, code: str, message: str, param: str | None = None) -> None:
         error = {"code": code, "message": message, "param": param}
@@ -220,6 +231,11 @@ class Jobs:
         with self.store.together():
             if self.store.update("job", id, ACTIVE, **changes):
                 self.event(id, f"Fine-tuning job failed: {message}", "error")
+        self.clear(id)
+
+    def clear(self, id: str) -> None:
+        """Remove the checkpoints of a job that will not go on."""
+        shutil.rmtree(self.folder / id / ".work", ignore_errors=True)
 
     def _end_child(self) -> None:
         if self._child is None:

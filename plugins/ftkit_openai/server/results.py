@@ -96,6 +96,7 @@ def finish(jobs: Jobs, job: Doc, run: RunContext) -> None:
             jobs.event(job["id"], f"Checkpoint created at step {step}")
         jobs.event(job["id"], f"New fine-tuned model created: {name}")
         jobs.event(job["id"], "The job has successfully completed")
+    jobs.clear(job["id"])
 
 
 def _snapshots(run: RunContext, model: ModelRef) -> list[tuple[int, ModelRef]]:

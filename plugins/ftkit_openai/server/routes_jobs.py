@@ -62,6 +62,7 @@ def create_job(request: Request, body: CreateJob) -> Doc:
         "_started": False,
         "_log_read": 0,
         "_step": 0,
+        "_clock": None,
     }
     with server.store.together():
         server.store.add("job", job)
