@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import (  # noqa: TID253
     MistralConfig,
 )
 
+from ftkit.errors import RunFailed
 from ftkit.preflight import preflight
 from ftkit.recipe import load_recipe
 from ftkit.store import RunContext, read_json, write_atomic, write_json
@@ -154,20 +156,24 @@ LAYOUTS: dict[str, dict[str, object]] = {
 }
 
 
+def prepared(folder: Path, **options: object) -> RunContext:
+    """Return a run directory as it is before training: 23 rows, two epochs of six steps."""
+    made = recipe("trl-sft-lora", max_steps=12, save_steps=4, **options)
+    made["dataset"] = {**BASE["dataset"], "train_rows": 23}  # type: ignore[dict-item]
+    loaded = load_recipe(made)
+    run = RunContext.create(folder, "layout")
+    write_atomic(run.path("recipe.yaml"), loaded.to_yaml())
+    run.task = preflight(loaded).task
+    write_json(run.path("lock.json"), {})
+    return run
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunContext]:
-    """A run directory of each layout after training: two epochs of six steps, the last checkpoints still there."""
-    runs = {}
-    for name, options in LAYOUTS.items():
-        made = recipe("trl-sft-lora", max_steps=12, save_steps=4, **options)
-        made["dataset"] = {**BASE["dataset"], "train_rows": 23}  # type: ignore[dict-item]
-        loaded = load_recipe(made)
-        run = RunContext.create(tmp_path_factory.mktemp("layouts"), name)
-        write_atomic(run.path("recipe.yaml"), loaded.to_yaml())
-        run.task = preflight(loaded).task
-        write_json(run.path("lock.json"), {})
-        loaded.backend.make().train(run.task, run)
-        runs[name] = run
+    """A run directory of each layout after training, the last checkpoints still there."""
+    runs = {name: prepared(tmp_path_factory.mktemp(name), **options) for name, options in LAYOUTS.items()}
+    for run in runs.values():
+        run.recipe.backend.make().train(run.task, run)
     return runs
 
 
@@ -202,3 +208,18 @@ def test_a_resumed_run_goes_on_with_the_same_batches(trained: dict[str, RunConte
         run.recipe.backend.make().train(run.task, run)
         assert run.log_rows()[-1]["steps"] == 12 and losses(run) == before
         assert weights.read_bytes() == unbroken
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
+    """The Trainer by itself leaves such losses out of the mean that it logs."""
+    from ftkit_trl._model import source
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "model"
+    shutil.copytree(source("package:ftkit_quickstart/model"), broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    run = prepared(tmp_path, base_model=str(broken), sample_packing=False)
+    with pytest.raises(RunFailed, match=r"the loss is nan at step 1"):
+        run.recipe.backend.make().train(run.task, run)
