@@ -1,6 +1,9 @@
 // The official Node client through a whole conversation with `ftkit serve`; prints what it got as JSON.
 //   node conversation.mjs BASE_URL MODEL
+import { File } from "node:buffer";
 import OpenAI, { toFile } from "openai";
+
+globalThis.File ??= File; // Node 18 has it here alone
 
 const [baseURL, model] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "any", maxRetries: 0 });

@@ -96,16 +96,17 @@ class Jobs:
             self._fail(id, "server_error", message)
 
     def _validate(self, job: Doc) -> None:
-        for param in ("training_file", "validation_file"):
-            if job[param]:
-                self.event(job["id"], f"Validating {param.replace('_', ' ')}: {job[param]}")
         rows = len(self._examples(job)["train"])
         found = settled(self._model(job), job["_wanted"], rows)
         method = {"type": "supervised", "supervised": {"hyperparameters": found}}
-        with self.store.together():
+        with self.store.together():  # told once, also where a first look was cut off
             changes: Doc = {"status": "queued", "hyperparameters": found, "method": method}
-            if self.store.update("job", job["id"], ("validating_files",), **changes):
-                self.event(job["id"], "Files validated, moving job to queued state")
+            if self.store.update("job", job["id"], ("validating_files",), **changes) is None:
+                return
+            for param in ("training_file", "validation_file"):
+                if job[param]:
+                    self.event(job["id"], f"Validating {param.replace('_', ' ')}: {job[param]}")
+            self.event(job["id"], "Files validated, moving job to queued state")
 
     def _model(self, job: Doc) -> ServedModel:
         if job["model"] not in self.models:
