@@ -19,11 +19,19 @@ def fixed_sample(examples: Sequence[Example], n: int) -> tuple[Example, ...]:
 
 
 def few_shot(examples: Sequence[Example], train: Sequence[Example], shots: int) -> tuple[Example, ...]:
-    """Return `examples` with the same training examples and their worked solutions in front of each question."""
-    shown = [f"{e.messages[-1].content} {e.targets[0]}" for e in fixed_sample(train, shots)]
+    """Return `examples` with the same training examples and their worked solutions in front of each question.
+
+    What all prompts begin with (an instruction) stays at the top and is said once.
+    """
+    shown = fixed_sample(train, shots)
+    prompts = [e.messages[-1].content for e in (*examples, *train)]
+    first, last = min(prompts), max(prompts)  # what these two share, all share
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    start = first.rfind("\n\n", 0, same) + 2 if "\n\n" in first[:same] else 0
+    worked = [f"{e.messages[-1].content[start:]} {e.targets[0]}" for e in shown]
     made = []
     for e in examples:
         *before, question = e.messages
-        asked = replace(question, content="\n\n".join([*shown, question.content]))
-        made.append(replace(e, messages=(*before, asked)))
+        asked = question.content[:start] + "\n\n".join([*worked, question.content[start:]])
+        made.append(replace(e, messages=(*before, replace(question, content=asked))))
     return tuple(made)

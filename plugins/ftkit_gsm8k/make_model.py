@@ -5,7 +5,12 @@
 Pre-training reads three kinds of text, all generated here: sums ("12 + 5 = 17"), problems of two to
 four steps with solutions in several plain formats, and stories without a question. It never sees a
 problem of one step, a calculator annotation (``<<12+5=17>>``), a last line ``#### 17``, or a question
-that is in the quickstart's data.
+that is in the quickstart's data. The first stage has short documents in few formats; in the second, a
+document shows up to four problems in one of many formats, so that the model goes on in whatever it is shown.
+
+Measured when the shipped model was made (one thread of a machine that was busy with other work): 1.13
+million parameters, 3.7 million tokens in 8 minutes and 1.2 million in 10, loss 0.70 per token at the end.
+It was made in two goes (the second with --from), so a run of both stages gives other weights of its kind.
 """
 
 from __future__ import annotations

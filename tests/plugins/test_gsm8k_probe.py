@@ -60,6 +60,14 @@ def test_the_few_shot_prompt_shows_training_examples_with_their_solutions() -> N
     assert [f"{e.messages[-1].content} {e.targets[0]}" in text for e in train].count(True) == 2
 
 
+def test_an_instruction_is_said_once_however_many_examples_follow() -> None:
+    def asked(i: int) -> Example:
+        return Example(f"t{i}", (Message("user", f"Do it.\n\nQuestion: {i}?"),), (f"#### {i}",), f"{i}?")
+
+    (one,) = few_shot([asked(7)], [asked(1), asked(1)], 2)
+    assert one.messages[-1].content == "Do it.\n\n" + "Question: 1? #### 1\n\n" * 2 + "Question: 7?"
+
+
 # ---------------------------------------------------------------- other numbers
 
 
@@ -194,7 +202,7 @@ def test_problems_have_their_steps_right_and_no_question_is_in_two_splits() -> N
 
 SMALL = [
     "dataset.train_rows=1200", "dataset.test_rows=120", "backend.probe_samples=32", "backend.pass_samples=16",
-    "backend.snapshots=[40]", "backend.max_steps=120",
+    "backend.snapshots=[20]", "backend.max_steps=60",
 ]  # fmt: skip
 
 
@@ -217,7 +225,7 @@ def section(run: ftkit.Run) -> dict[str, Any]:
 def test_it_is_the_trl_backend_and_measures_on_the_cores_own_way(steps: ftkit.Run) -> None:
     assert issubclass(Gsm8kSftProbe, TrlSftQlora)
     stages = set(steps.context.measured())
-    where = ("base", "step-40", "tuned")
+    where = ("base", "step-20", "tuned")
     assert stages == {"baseline", "tuned", "probe-few-shot"} | {
         f"probe-{w}-{what}" for w in where for what in ("test", "train", "changed", "samples")
     }
@@ -239,7 +247,7 @@ def test_the_base_solves_some_and_training_on_steps_teaches_the_format(steps: ft
     assert tuned["answer_format"].value - base["answer_format"].value > 0.5
     verdict = section(steps)["blocks"][0]["text"]
     assert "SFT taught the format" in verdict and "taught solving" not in verdict
-    losses = [steps.context.metrics(f"probe-{w}-test")["loss"].value for w in ("base", "step-40", "tuned")]
+    losses = [steps.context.metrics(f"probe-{w}-test")["loss"].value for w in ("base", "step-20", "tuned")]
     assert losses[0] > losses[1] > losses[2]
 
 
@@ -248,7 +256,7 @@ def test_the_section_shows_rules_with_numbers_curves_and_examples(steps: ftkit.R
     rules = blocks[1]["rows"]
     assert len(rules) == 8 and all(numbers and holds in ("yes", "no") for _, numbers, holds in rules)
     (curves,) = [b["curves"] for b in blocks if b["kind"] == "curves"]
-    assert [[p[0] for p in c["points"]] for c in curves] == [[0, 40, 120]] * 3
+    assert [[p[0] for p in c["points"]] for c in curves] == [[0, 20, 60]] * 3
     kinds = [row[0] for row in blocks[-2]["rows"]]
     assert kinds == list(KINDS) and blocks[-1]["examples"]
     html = (steps.dir / "report.html").read_text(encoding="utf-8")
