@@ -87,6 +87,12 @@ def test_one_job_trains_at_a_time_and_may_be_paused_resumed_and_cancelled(make: 
     assert not disagreements(server.exchanges)
 
 
+def kept_answers(journal: Path) -> set[str]:
+    """Return the ids of the answers that a killed server had on disk."""
+    whole = journal.read_bytes().rpartition(b"\n")[0].splitlines() if journal.exists() else []
+    return {row["id"] for line in whole for row in json.loads(line)["rows"].values()}
+
+
 def test_jobs_and_batches_survive_kills_of_the_server(make: Any) -> None:
     """Killed at random moments, it goes on each time, and ends with what an unbroken run gives."""
     seed = random.randrange(1000)
@@ -104,9 +110,11 @@ def test_jobs_and_batches_survive_kills_of_the_server(make: Any) -> None:
     batch = client.batches.create(
         input_file_id=upload(client, data, "batch"), endpoint="/v1/chat/completions", completion_window="24h"
     )
+    answered: set[str] = set()
     for _ in range(3):
         time.sleep(chance.uniform(0.1, 1.2))
         server.end(signal.SIGKILL)
+        answered |= kept_answers(server.data / "batches" / f"{batch.id}.jsonl")
         client = server.start().client()
         assert client.fine_tuning.jobs.retrieve(job).metadata == {"k": "v"}
     done = until(client, job, "succeeded")
@@ -119,6 +127,7 @@ def test_jobs_and_batches_survive_kills_of_the_server(make: Any) -> None:
     assert (ended.status, ended.request_counts.completed) == ("completed", 45)
     answers = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
     assert [a["custom_id"] for a in answers] == [str(i) for i in range(45)]
+    assert answered <= {a["id"] for a in answers}  # what was answered before a kill is not asked again
     again = client.batches.create(
         input_file_id=batch.input_file_id, endpoint="/v1/chat/completions", completion_window="24h"
     )
