@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ftkit.api import Backend, Options, Requires, Session
 from ftkit.hookspecs import hookimpl
-from ftkit.records import Finding, ModelRef, Section, Task
+from ftkit.records import Example, Finding, ModelRef, Rendered, Section, Task
 from ftkit.store import RunContext
 
 Auto = Literal["auto"]
@@ -120,6 +120,11 @@ class OpenAIManaged(Backend):
         from ._preflight import estimate
 
         return estimate(self.options, task)
+
+    def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
+        from ._render import render
+
+        return render(self.options, examples)
 
     def base_model(self) -> ModelRef:
         from ._preflight import model_facts

@@ -34,24 +34,31 @@ def _estimate(text: str) -> int:
 ESTIMATE = Counter(_estimate, "estimated at 4 bytes a token: the tokenizer's tables could not be had", False)
 
 
-@functools.cache
 def counter(model: str) -> Counter:
-    """Return the counter for a model. tiktoken downloads its tables on first use: offline, it is the estimate."""
-    found: list[Counter] = []
+    """Return the counter for a model: OpenAI's tokenizer, or the estimate where it cannot be had."""
+    found = encoding(model)
+    if found is None:
+        return ESTIMATE
+    return Counter(lambda text: len(found.encode_ordinary(text)), f"tiktoken, {found.name}", True)
+
+
+@functools.cache
+def encoding(model: str) -> Any:
+    """Return tiktoken's encoding for a model. It downloads its tables on first use: offline, None."""
+    found: list[Any] = []
 
     def load() -> None:
         try:
             import tiktoken
 
             try:
-                encoding = tiktoken.encoding_for_model(model)
+                found.append(tiktoken.encoding_for_model(model))
             except KeyError:
-                encoding = tiktoken.get_encoding("o200k_base")
-            found.append(Counter(lambda text: len(encoding.encode_ordinary(text)), f"tiktoken, {encoding.name}", True))
+                found.append(tiktoken.get_encoding("o200k_base"))
         except Exception:  # no tiktoken, no network, a proxy's web page instead of tables: the estimate is there
             return
 
     thread = threading.Thread(target=load, daemon=True)  # its download knows no time limit
     thread.start()
     thread.join(_WAIT)
-    return found[0] if found else ESTIMATE
+    return found[0] if found else None

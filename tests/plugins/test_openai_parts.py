@@ -118,9 +118,9 @@ def task(rows: int = 20, text: str = "word " * 40) -> Task:
 
 def test_the_estimate_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tokens, "_WAIT", 0.0)
-    _tokens.counter.cache_clear()
+    _tokens.encoding.cache_clear()
     guess = estimate(ManagedOptions(base_model="gpt-4o-mini-2024-07-18", n_epochs=4), task())
-    _tokens.counter.cache_clear()
+    _tokens.encoding.cache_clear()
     assert guess["trained_tokens"] % 4 == 0 and guess["n_epochs"] == 4 and guess["predictions"] == 20
     assert guess["usd_training"] == pytest.approx(guess["trained_tokens"] * 3 / 1e6, abs=1e-4)
     assert guess["usd"] == pytest.approx(guess["usd_training"] + guess["usd_predictions"], abs=1e-4)
@@ -250,11 +250,31 @@ def test_offline_tokens_are_a_labelled_estimate(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(tiktoken, "encoding_for_model", gone)
     monkeypatch.setattr(tiktoken, "get_encoding", gone)
-    _tokens.counter.cache_clear()
+    _tokens.encoding.cache_clear()
     found = _tokens.counter("gpt-4o-mini")
-    _tokens.counter.cache_clear()
+    _tokens.encoding.cache_clear()
     assert not found.exact and "estimated" in found.label
     assert found.count("a b c d") == 2 and found.count("日本語") == 3
+
+
+def test_examples_are_shown_as_tokens_where_the_tokenizer_is_known() -> None:
+    """By an encoding of single bytes: the tables of OpenAI's are not on every machine."""
+    import tiktoken
+    from ftkit_openai._render import _by_tiktoken
+
+    marks = {"<|im_start|>": 256, "<|im_end|>": 257}
+    own = tiktoken.Encoding(
+        "bytes", pat_str=r"[\s\S]", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens=marks
+    )
+    (shown,) = _by_tiktoken(own, 10**6, task(1, "hi").train[:1])
+    assert shown.text == "<|im_start|>user\n0 hi<|im_end|><|im_start|>assistant\na short answer<|im_end|>"
+    assert (
+        "".join(t for t, learned in zip(shown.tokens, shown.learned, strict=True) if learned)
+        == "a short answer<|im_end|>"
+    )
+    assert len(shown.ids) == len(shown.learned) == shown.n_prompt + len("a short answer") + 1
+    (cut,) = _by_tiktoken(own, shown.n_prompt + 5, task(1, "hi").train[:1])
+    assert cut.truncated == (0, 10) and len(cut.ids) == shown.n_prompt + 5
 
 
 def test_the_plugin_imports_nothing_heavy() -> None:

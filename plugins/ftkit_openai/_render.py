@@ -1,0 +1,66 @@
+"""Training examples as the model sees them: by OpenAI's tokenizer, or by the local server's own backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ftkit.records import Example, Rendered
+
+from ._rows import chats
+from ._tokens import encoding
+
+if TYPE_CHECKING:
+    from . import ManagedOptions
+
+
+def render(o: ManagedOptions, examples: Iterable[Example]) -> Iterable[Rendered]:
+    """Yield examples as tokens. Raises NotImplementedError where the provider's tokenizer cannot be had."""
+    if o.dialect == "local" and o.base_url is None:
+        from .server.models import DEFAULT, make_backend
+
+        if o.base_model in DEFAULT:
+            return make_backend(o.base_model, DEFAULT[o.base_model].backend).render(examples)
+    found = None if o.dialect in ("local", "nebius") else encoding(o.base_model)
+    if found is None:
+        raise NotImplementedError(f"the tokenizer of {o.base_model} is not on this machine")
+    return _by_tiktoken(found, o.max_example_tokens, examples)
+
+
+def _by_tiktoken(encoding: Any, limit: int, examples: Iterable[Example]) -> Iterator[Rendered]:
+    """Yield chats with the marks that OpenAI documents; the assistant's answer and its end are learned."""
+    for example, chat in zip(*_twice(examples), strict=True):
+        ids: list[int] = []
+        learned: list[bool] = []
+        text = ""
+        n_prompt = 0
+        for message in chat["messages"]:
+            answer = message is chat["messages"][-1]
+            for part, is_learned in (
+                (f"<|im_start|>{message['role']}\n", False),
+                (f"{message['content']}<|im_end|>", answer),
+            ):
+                n_prompt = len(ids)
+                tokens = encoding.encode(
+                    part,
+                    allowed_special={"<|im_start|>", "<|im_end|>"} & encoding.special_tokens_set,
+                    disallowed_special=(),
+                )
+                ids += tokens
+                learned += [is_learned] * len(tokens)
+                text += part
+        kept = min(len(ids), limit)
+        yield Rendered(
+            example.id,
+            text,
+            tuple(ids[:kept]),
+            tuple(encoding.decode_single_token_bytes(i).decode("utf-8", "replace") for i in ids[:kept]),
+            tuple(learned[:kept]),
+            min(n_prompt, kept),
+            (max(0, n_prompt - kept), len(ids) - kept - max(0, n_prompt - kept)),
+        )
+
+
+def _twice(examples: Iterable[Example]) -> tuple[list[Example], Iterator[dict[str, Any]]]:
+    rows = list(examples)
+    return rows, chats(rows)
