@@ -26,8 +26,8 @@ def model() -> str:
     return str(Path(place, "model"))
 
 
-def rows(split: str, count: int) -> list[dict[str, str]]:
-    """Return the first rows of SAMSum where it is at hand, else generated dialogues; never an empty dialogue."""
+def rows(split: str, count: int, most: int = 1 << 30) -> list[dict[str, str]]:
+    """Return the first rows of SAMSum where it is at hand, else generated dialogues; `most` characters each, none empty."""
     file = FOLDER / f"{ {'train': 'train', 'validation': 'val', 'test': 'test'}[split] }.json"
     if file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ def rows(split: str, count: int) -> list[dict[str, str]]:
         from ftkit_quickstart._dialogues import rows as generated
 
         found = generated(split, count, seed=0)
-    whole = [row for row in found if row["dialogue"].strip()]
+    whole = [row for row in found if row["dialogue"].strip() and len(row["dialogue"] + row["summary"]) <= most]
     return [{key: row[key] for key in ("id", "dialogue", "summary")} for row in whole[:count]]
 
 
@@ -43,11 +43,11 @@ def source() -> str:
     return "SAMSum" if FOLDER.exists() else "generated dialogues (SAMSum is not at hand)"
 
 
-def write_rows(folder: Path, **counts: int) -> Path:
+def write_rows(folder: Path, most: int = 1 << 30, **counts: int) -> Path:
     """Write SPLIT.jsonl for each split and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in counts.items():
-        lines = [json.dumps(row) + "\n" for row in rows(split, count)]
+        lines = [json.dumps(row) + "\n" for row in rows(split, count, most)]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 

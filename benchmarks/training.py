@@ -4,13 +4,14 @@
     python benchmarks/training.py --layouts            what grouping and packing save
 
 One pass over the rows in batches of 4, no metric in training, one thread: processor time can be compared on a
-machine that does other things besides. Each measurement is a process of its own, from its first import to the
-saved adapter; they take turns. The script is in _peer.py.
+machine that does other things besides. Each measurement is a process of its own, from its imports on to the saved
+adapter; they take turns. The script is in _peer.py; it gets the rows in the order that ftkit draws.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -45,12 +46,12 @@ def peer(data: str, method: str) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model())
-    made = trainer(
-        load(model(), method == "qlora", torch.float32), tokenizer, data, LORA, num_train_epochs=1, **SETTINGS
-    )
+    loaded = load(model(), method == "qlora", torch.float32)
+    settings = {**SETTINGS, "num_train_epochs": 1, "train_sampling_strategy": "sequential"}
+    made = trainer(loaded, tokenizer, data, LORA, **settings)
     made.train()
     made.save_model()
-    return {}
+    return {"tokens": next(row["num_tokens"] for row in reversed(made.state.log_history) if "num_tokens" in row)}
 
 
 def ours(directory: str) -> dict[str, Any]:
@@ -77,6 +78,17 @@ class Clock:
             self.cpu = time.process_time() - self.began
 
 
+def in_our_order(run: Any, folder: Path) -> Path:
+    """Write the rows in the order that ftkit draws: batches of like lengths would else be one side's luck."""
+    from ftkit_trl._batches import Order
+
+    folder.mkdir(exist_ok=True)
+    train = [run.task.train[i] for batch in Order([1] * len(run.task.train), 4, run.seed).batches(0) for i in batch]
+    lines = [json.dumps({"dialogue": e.input, "summary": e.targets[0]}) + "\n" for e in train]
+    (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
 def compare(methods: list[str], count: int, pairs: int) -> None:
     for method in methods:
         found: dict[str, list[dict[str, Any]]] = {
@@ -85,12 +97,15 @@ def compare(methods: list[str], count: int, pairs: int) -> None:
             "ftkit, as it chooses": [],
         }
         with tempfile.TemporaryDirectory() as folder:
-            data = write_rows(Path(folder, "data"), train=count, validation=4, test=4)
+            # Of at most 900 characters, under 512 tokens: TRL cuts off the answers of longer ones, and leaves them out.
+            data = write_rows(Path(folder, "data"), most=900, train=count, validation=4, test=4)
             for _ in range(pairs):
                 for name, options in {"ftkit, same batches": PADDED, "ftkit, as it chooses": {}}.items():
                     run = prepared(data, Path(folder, "runs"), PLUGINS[method], **options)
                     found[name].append(told(name, measured(__file__, "--child", "ours", str(run.dir))))
-                found["TRL script"].append(told("TRL", measured(__file__, "--child", "peer", str(data), method)))
+                found["TRL script"].append(
+                    told("TRL", measured(__file__, "--child", "peer", in_our_order(run, data / "peer"), method))
+                )
         theirs = found["TRL script"]
         keys = ("seconds", "cpu", "peak_mb")
         lines = [
@@ -99,7 +114,7 @@ def compare(methods: list[str], count: int, pairs: int) -> None:
             for name, runs in found.items()
         ]  # fmt: skip
         print(
-            table(("what", "wall s", "CPU s", "peak MB", "wall ratio", "CPU ratio", "memory ratio"), lines),
+            table(("what", "tokens", "wall s", "CPU s", "peak MB", "wall ratio", "CPU ratio", "memory ratio"), lines),
             "\n",
             flush=True,
         )
@@ -165,6 +180,8 @@ def main() -> None:
     if options.child:
         who, *arguments = options.child
         quiet()
+        import ftkit_trl._train  # noqa: F401  loaded before the clock starts, for both
+
         report(with_cpu(lambda: {"ours": ours, "peer": peer}[who](*arguments)))
         return
     one_thread()
