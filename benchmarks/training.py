@@ -109,7 +109,7 @@ def compare(methods: list[str], count: int, pairs: int) -> None:
         theirs = found["TRL script"]
         keys = ("seconds", "cpu", "peak_mb")
         lines = [
-            (f"{method}: {name}", *(f"{middle(runs, key):.{0 if key == 'peak_mb' else 1}f}" for key in keys),
+            (f"{method}: {name}", f"{middle(runs, 'tokens'):.0f}", *(f"{middle(runs, key):.{0 if key == 'peak_mb' else 1}f}" for key in keys),
              *(ratio(runs, theirs, key) for key in keys))
             for name, runs in found.items()
         ]  # fmt: skip
