@@ -70,7 +70,10 @@ class Session(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot compute a loss")
 
     def stats(self) -> dict[str, Any]:
-        """Return facts worth recording after use, such as `peak_memory` (bytes) and `device`."""
+        """Return facts worth recording after use, such as `peak_memory` (bytes) and `device`.
+
+        `usd_per_hour`, the price of the machine, prices the seconds of answers that have no price of their own.
+        """
         return {}
 
 

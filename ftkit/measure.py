@@ -121,14 +121,18 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
         for p in predictions:
             by_id.setdefault(p.example_id, []).append(p)
     ordered = [p for example_id in examples for p in sorted(by_id[example_id], key=lambda p: p.sample)]
+    stats = session.stats()
+    usd = _sum(p.usd for p in ordered)
+    if usd is None and stats.get("usd_per_hour") is not None:
+        usd = seconds * stats["usd_per_hour"] / 3600
     write_json(
         run.path(name, "cost.json"),
         {
-            **session.stats(),  # first: of the whole session, so that it cannot stand in for this measurement's sums
+            **stats,  # first: of the whole session, so that it cannot stand in for this measurement's sums
             "seconds": round(seconds, 3),
             "tokens_in": _sum(p.tokens_in for p in ordered),
             "tokens_out": _sum(p.tokens_out for p in ordered),
-            "usd": _sum(p.usd for p in ordered),
+            "usd": usd,
             "n_predictions": len(ordered),
             "n_failed": sum(p.error is not None for p in ordered),
             "prompts_cut": cut,

@@ -63,7 +63,6 @@ class TrlSession(Session):
         )  # (B * samples, T + new)
         rows = output[:, inputs["input_ids"].shape[1] :].tolist()
         latency = (time.monotonic() - began) / len(rows)
-        hourly = self.options.usd_per_hour
         predictions = []
         for i, row in enumerate(rows):
             example = batch[i // generation.samples]
@@ -78,7 +77,6 @@ class TrlSession(Session):
                     tokens_in=len(prompts[i // generation.samples]),
                     tokens_out=len(answer) + (stop is not None),
                     latency=round(latency, 4),
-                    usd=None if hourly is None else latency * hourly / 3600,
                 )
             )
         return predictions

@@ -16,6 +16,7 @@ import ftkit
 from ftkit.console import Console
 from ftkit.recipe import load_recipe
 from ftkit.records import Example, Generation, Message, ModelRef
+from ftkit.store import read_json
 
 FTKIT = [sys.executable, "-m", "ftkit.cli"]
 BASE = {
@@ -98,9 +99,10 @@ def test_a_machines_price_becomes_the_cost_of_training_and_of_answers(runs: dict
     priced = runs["trl-sft-lora"]
     (stage,) = [s for s in priced.context.record().stages if s.name == "train"]
     assert stage.usd == pytest.approx(stage.meta["seconds"] * 3.6 / 3600, rel=0.05)
-    assert all(p.usd is not None and p.usd > 0 for p in priced.context.predictions("tuned"))
+    cost = read_json(priced.dir / "tuned" / "cost.json")
+    assert cost["usd"] == pytest.approx(cost["seconds"] * 3.6 / 3600, rel=0.05)
     (free,) = [s for s in runs["trl-sft-full"].context.record().stages if s.name == "train"]
-    assert free.usd is None and all(p.usd is None for p in runs["trl-sft-full"].context.predictions("tuned"))
+    assert free.usd is None and read_json(runs["trl-sft-full"].dir / "tuned" / "cost.json")["usd"] is None
 
 
 def test_a_snapshot_after_the_last_step_is_refused(tmp_path: Path) -> None:
