@@ -24,7 +24,7 @@ def test_a_recipe_loads_and_opens_with_what_it_needs(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name
     lines = path.read_text().splitlines()
-    assert lines[0] == "# yaml-language-server: $schema=../docs/recipe.schema.json"
+    assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
     assert (
         lines[2].startswith("# Needs: ")
         and f"ftkit run recipes/{'samsum.yaml recipes/' if 'recipes/samsum.yaml ' in lines[2] else ''}" in lines[2]
@@ -110,5 +110,5 @@ def test_the_methods_differ_in_the_method_alone() -> None:
 
 
 def test_the_committed_schema_is_the_one_that_the_plugins_give() -> None:
-    """On a difference: ftkit schema > docs/recipe.schema.json"""
-    assert json.loads((ROOT / "docs" / "recipe.schema.json").read_text()) == recipe_schema(installed_plugins())
+    """On a difference: ftkit schema > recipes/recipe.schema.json"""
+    assert json.loads((ROOT / "recipes" / "recipe.schema.json").read_text()) == recipe_schema(installed_plugins())
