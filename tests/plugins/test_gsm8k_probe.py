@@ -201,8 +201,8 @@ def test_problems_have_their_steps_right_and_no_question_is_in_two_splits() -> N
 # ---------------------------------------------------------------- whole runs
 
 SMALL = [
-    "dataset.train_rows=1200", "dataset.test_rows=120", "backend.probe_samples=32", "backend.pass_samples=16",
-    "backend.snapshots=[20]", "backend.max_steps=60",
+    "dataset.test_rows=64", "backend.probe_samples=20", "backend.pass_samples=5", "backend.pass_k=4",
+    "backend.snapshots=[20]",
 ]  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def probe(name: str, out: Path, *overrides: str) -> ftkit.Run:
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> ftkit.Run:
-    """The quickstart at a fraction of its size: problems of two to four steps."""
+    """The quickstart, trained in full and asked fewer questions: problems of two to four steps."""
     return probe("gsm8k-quickstart", tmp_path_factory.mktemp("steps"))
 
 
@@ -233,9 +233,9 @@ def test_it_is_the_trl_backend_and_measures_on_the_cores_own_way(steps: ftkit.Ru
         [json.loads(line)["id"] for line in steps.context.path(f"probe-{w}-test", "examples.jsonl").open()]
         for w in where
     ]
-    assert asked[0] == asked[1] == asked[2] and len(asked[0]) == 32
+    assert asked[0] == asked[1] == asked[2] and len(asked[0]) == 20
     generation = steps.context.measurement("probe-base-samples")["settings"]["generation"]
-    assert (generation["samples"], generation["seed"], generation["temperature"]) == (8, 0, 0.8)
+    assert (generation["samples"], generation["seed"], generation["temperature"]) == (4, 0, 0.8)
     assert {s.role for s in steps.report.systems if s.stage.startswith("probe-")} == {"extra"}
     assert not [d for d in steps.report.deltas if "probe" in d.to or "probe" in d.from_]
 
@@ -264,7 +264,8 @@ def test_the_section_shows_rules_with_numbers_curves_and_examples(steps: ftkit.R
 
 
 def test_one_step_problems_get_the_other_verdict(tmp_path: Path) -> None:
-    run = probe("gsm8k-quickstart-control", tmp_path)
+    few = ["backend.snapshots=[]", "backend.few_shot=0", "backend.probe_samples=8", "backend.max_steps=40"]
+    run = probe("gsm8k-quickstart-control", tmp_path, *few)
     assert "SFT taught solving" in section(run)["blocks"][0]["text"]
 
 
