@@ -14,7 +14,7 @@ from typing import Any
 
 from .api import Evaluator
 from .console import Console
-from .errors import InputError
+from .errors import FtkitError, InputError
 from .records import Metric, Report
 from .store import RunContext, read_json
 
@@ -155,7 +155,14 @@ def run_all(
             estimates.append(found.estimate)
         confirm_price(estimates, console, yes)
         yes = True
-    runs = [Run(start(recipe, out, console, reuse, yes)) for recipe in loaded]
+    runs: list[Run] = []
+    for recipe in loaded:
+        try:
+            runs.append(Run(start(recipe, out, console, reuse, yes)))
+        except FtkitError as error:
+            if len(loaded) > 1:
+                error.hint = "\n  ".join([*filter(None, [error.hint]), *_left_over(loaded, runs)])
+            raise
     if len(runs) < 2:
         return runs, None
     folder = out / f"report-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -163,6 +170,14 @@ def run_all(
 
     write_report([r.context for r in runs], folder)
     return runs, folder
+
+
+def _left_over(loaded: Sequence[Any], done: Sequence[Run]) -> list[str]:
+    """Say what of several recipes is still to do when one of them ended before its time."""
+    names = [str(recipe.source or recipe.name) for recipe in loaded[len(done) + 1 :]]
+    lines = [f"not begun: {', '.join(names)}"] if names else []
+    dirs = [str(run.dir) for run in done]
+    return [*lines, f"one report over all, when they are done: ftkit report {' '.join([*dirs, 'RUN...'])}"]
 
 
 def resume(directory: str | Path, console: Console | None = None, yes: bool = False, create_again: bool = False) -> Run:

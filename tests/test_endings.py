@@ -290,3 +290,12 @@ def test_looking_at_a_run_at_work_does_not_touch_it(interrupted: Path) -> None:
     assert [row["step"] for row in RunContext.open(interrupted).log_rows()] == [1]
     assert log.read_text().endswith('"st')
     json.loads((interrupted / "run.json").read_text())
+
+
+def test_of_several_recipes_it_is_said_what_is_left(command: Any, recipe_file: Any, tmp_path: Path) -> None:
+    first, second = recipe_file("a.yaml", name="a"), recipe_file("b.yaml", name="b")
+    third = recipe_file("c.yaml", name="c", backend={"steps": 7})
+    stopped = command("run", first, second, third, FAKES="train=interrupt")
+    assert stopped.returncode == 130
+    assert "--resume" in stopped.stderr and f"not begun: {second}, {third}" in stopped.stderr
+    assert "ftkit report RUN..." in stopped.stderr
