@@ -15,7 +15,7 @@ import pytest
 from ftkit.store import RunContext, read_json
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["dataset.splits.train=128", "dataset.splits.validation=4", "dataset.splits.test=8"]
+SMALL = ["dataset.splits.train=80", "dataset.splits.validation=4", "dataset.splits.test=8"]
 
 
 def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_while_its_own_server_trains_goes_on(tmp_path: Path
     model = context.model()
     assert model is not None and model.meta["lives"] == "this machine" and "until" not in model.meta
     jobs = {row["id"] for row in context.log_rows() if row["event"] == "provider"}
-    assert len(jobs) >= 8 and context.state["job"]["phase"] == "created"
+    assert len(jobs) >= 5 and context.state["job"]["phase"] == "created"
     assert read_json(context.path("audit.json"))["estimate"]["usd"] == 0.0
     report = json.loads((directory / "report.json").read_text())
     assert [s["name"] for s in report["systems"]] == ["baseline", "tuned"]
