@@ -28,26 +28,34 @@ def resident() -> int:
 
 def measured(url: str, rows: int, concurrency: int) -> tuple[float, int]:
     """Return the seconds of a generation with everything that a run does per answer, and the growth of memory."""
+    from ftkit_openai import ManagedOptions, OpenAIManaged
+
     from ftkit.measure import generate
     from ftkit.recipe import load_recipe
     from ftkit.records import Example, Measurement, Message, ModelRef, Task
     from ftkit.store import RunContext
-    from ftkit_openai import ManagedOptions, OpenAIManaged
 
     sys.path.insert(0, str(STUB.parent))
     with tempfile.TemporaryDirectory() as folder:
         run = RunContext.create(Path(folder), "benchmark")
-        examples = tuple(Example(f"row-{i}", (Message("user", f"row {i} " + "word " * 100),), ("x",), "x") for i in range(rows))
+        examples = tuple(
+            Example(f"row-{i}", (Message("user", f"row {i} " + "word " * 100),), ("x",), "x") for i in range(rows)
+        )
         run.task = Task("benchmark", {"test": examples}, {"test": "x"}, "x")
         run.recipe = load_recipe(
             {
                 "name": "benchmark",
-                "dataset": {"path": "loader:quickstart-dialogues", "columns": {"input": "dialogue", "target": "summary"}},
+                "dataset": {
+                    "path": "loader:quickstart-dialogues",
+                    "columns": {"input": "dialogue", "target": "summary"},
+                },
                 "backend": {"plugin": "openai-managed", "base_model": "gpt-4o-mini-2024-07-18", "base_url": url},
                 "evaluator": {"plugin": "exact-match"},
             }
         )
-        backend = OpenAIManaged(ManagedOptions(base_model="gpt-4o-mini-2024-07-18", base_url=url, concurrency=concurrency))
+        backend = OpenAIManaged(
+            ManagedOptions(base_model="gpt-4o-mini-2024-07-18", base_url=url, concurrency=concurrency)
+        )
         memory: list[int] = []
         model = ModelRef("remote", "gpt-4o-mini-2024-07-18")
         with backend.load(model, run) as session:
@@ -64,7 +72,9 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     o = parser.parse_args()
     os.environ["OPENAI_API_KEY"] = "sk-proj-TESTSECRET0123456789abcdefghijklmnop"
-    stub = subprocess.Popen([sys.executable, STUB, str(o.latency)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    stub = subprocess.Popen(
+        [sys.executable, STUB, str(o.latency)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert stub.stdin is not None and stub.stdout is not None
     try:
         seconds, growth = measured(stub.stdout.readline().strip(), o.rows, o.concurrency)
