@@ -50,7 +50,7 @@ def prepare(folder: Path) -> None:
     answers.write_text(json.dumps({"prediction": "a", "target": "a"}) + "\n", encoding="utf-8")
     first = ftkit.score(answers, "exact-match", out=folder / "runs").dir
     for number in range(1, 50):
-        shutil.copytree(first, first.with_name(f"{first.name[:-2]}{number:02}"), dirs_exist_ok=True)
+        shutil.copytree(first, first.with_name(f"{first.name}-{number:02}"))
 
 
 def main() -> None:
