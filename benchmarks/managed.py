@@ -3,7 +3,8 @@
     python benchmarks/managed.py [--rows 2000] [--latency 0.05] [--concurrency 16]
 
 Prints one line of JSON: `share` is the speed reached, as a share of concurrency / latency; `times_a_loop` compares
-with one request every quarter of a second; `memory_growth` is in bytes, from the 200th prediction to the last.
+with one request every quarter of a second; `processor_ms_each` is what an answer costs this process, whatever else
+runs on the machine; `memory_growth` is in bytes, from the 200th prediction to the last.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def measured(url: str, rows: int, concurrency: int) -> tuple[float, int]:
-    """Return the seconds of a generation with everything that a run does per answer, and the growth of memory."""
+def measured(url: str, rows: int, concurrency: int) -> tuple[float, float, int]:
+    """Return the seconds of a generation with all that a run does per answer, those of the processor, and the growth of memory."""
     from ftkit_openai import ManagedOptions, OpenAIManaged
 
     from ftkit.measure import generate
@@ -59,10 +60,10 @@ def measured(url: str, rows: int, concurrency: int) -> tuple[float, int]:
         memory: list[int] = []
         model = ModelRef("remote", "gpt-4o-mini-2024-07-18")
         with backend.load(model, run) as session:
-            began = time.monotonic()
+            began, busy = time.monotonic(), time.process_time()
             generate(run, backend, session, Measurement("baseline", model), lambda *_: memory.append(resident()))
-            seconds = time.monotonic() - began
-        return seconds, memory[-1] - memory[min(200, len(memory) // 2)]
+            seconds, busy = time.monotonic() - began, time.process_time() - busy
+        return seconds, busy, memory[-1] - memory[min(200, len(memory) // 2)]
 
 
 def main() -> None:
@@ -77,14 +78,14 @@ def main() -> None:
     )
     assert stub.stdin is not None and stub.stdout is not None
     try:
-        seconds, growth = measured(stub.stdout.readline().strip(), o.rows, o.concurrency)
+        seconds, busy, growth = measured(stub.stdout.readline().strip(), o.rows, o.concurrency)
     finally:
         stub.stdin.close()
         stub.wait()
     rate, ideal = o.rows / seconds, o.concurrency / o.latency
     print(json.dumps({
         "rows": o.rows, "latency": o.latency, "concurrency": o.concurrency, "seconds": round(seconds, 2), "per_second": round(rate, 1),
-        "share": round(rate / ideal, 3), "times_a_loop": round(rate / 4, 1), "memory_growth": growth,
+        "share": round(rate / ideal, 3), "times_a_loop": round(rate / 4, 1), "processor_ms_each": round(busy / o.rows * 1000, 2), "memory_growth": growth,
     }))  # fmt: skip
 
 
