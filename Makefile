@@ -18,6 +18,11 @@ demo: $(INSTALLED)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
+# The managed backend against a second, independent server that speaks the same wire format (needs Node.js).
+test-aimock: $(INSTALLED)
+	npm ci --silent --no-audit --no-fund --prefix tests/aimock
+	$(BIN)/pytest tests/plugins/test_openai_aimock.py
+
 # A hundred runs, each killed at a random moment and resumed (about ten minutes); docs/survival.md has a result.
 soak: $(INSTALLED)
 	$(BIN)/python tests/soak.py
