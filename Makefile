@@ -21,7 +21,7 @@ test: lint
 # The managed backend against a second, independent server that speaks the same wire format (needs Node.js).
 test-aimock: $(INSTALLED)
 	npm ci --silent --no-audit --no-fund --prefix tests/aimock
-	$(BIN)/pytest tests/plugins/test_openai_aimock.py
+	$(BIN)/pytest -m opt_in tests/plugins/test_openai_aimock.py
 
 # A hundred runs, each killed at a random moment and resumed (about ten minutes); docs/survival.md has a result.
 soak: $(INSTALLED)

@@ -23,6 +23,7 @@ _lacking: dict[str, int] = {}  # program -> tests that could not run without it
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "opt_in: only run by a target of its own")
     config.addinivalue_line("markers", "needs(*programs): programs on PATH, or files below the repository's root")
 
 

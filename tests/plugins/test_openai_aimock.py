@@ -1,6 +1,6 @@
 """The managed backend against a server that others wrote: @copilotkit/aimock, well and with injected faults.
 
-Opt-in: it needs node, and `npm --prefix tests/aimock ci`.
+Opt-in, by `make test-aimock`: it needs node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ftkit.recipe import load_recipe
 from ftkit.runner import start
 from ftkit.store import RunContext
 
-pytestmark = pytest.mark.needs("node", "tests/aimock/node_modules")
+pytestmark = [pytest.mark.opt_in, pytest.mark.needs("node", "tests/aimock/node_modules")]
 SERVER = ROOT / "tests" / "aimock" / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
 
 
