@@ -21,7 +21,7 @@ def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
     """Return what the splits hold, with inputs compared in NFC and with white space collapsed.
 
     `splits`: per split its `rows`, the ids of `empty_inputs` and `empty_targets`, `repeats` (rows whose input
-    occurred before in the split) and `scripts` (share of letters per writing system, over the first 1,000 rows).
+    occurred before in the split), `copies` (rows whose target is their input) and `scripts` (share of letters per writing system, over the first 1,000 rows).
     `leaks`: rows of validation and of test whose input also occurs in train. `test_in_validation`: rows of
     test whose input also occurs in validation. An empty input is no leak.
     """
@@ -33,6 +33,9 @@ def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
             "empty_inputs": [e.id for e, text in zip(part, inputs[split], strict=True) if not text],
             "empty_targets": [e.id for e in part if not any(t.strip() for t in e.targets)],
             "repeats": len(part) - len(set(inputs[split])),
+            "copies": sum(
+                bool(text) and text in map(normalise, e.targets) for e, text in zip(part, inputs[split], strict=True)
+            ),
             "scripts": scripts(e.input for e in part[:1000]),
         }
     for held, source in (("validation", "train"), ("test", "train"), ("test", "validation")):
@@ -61,6 +64,11 @@ def audit_warnings(report: Mapping[str, Any]) -> list[str]:
             if facts[kind]:
                 ids = ", ".join(facts[kind][:5]) + (", ..." if len(facts[kind]) > 5 else "")
                 warnings.append(f"{split}: {len(facts[kind])} {kind.replace('_', ' ')} (id {ids})")
+        if facts["copies"] * 2 >= max(facts["rows"], 1):
+            warnings.append(
+                f"{split}: {facts['copies']} of {facts['rows']} rows have their input as the target; "
+                "`dataset.columns` says which columns are read"
+            )
     for split, leak in report["leaks"].items():
         if leak["rows"]:
             warnings.append(

@@ -64,6 +64,11 @@ class Columns(Options):
             found["input"] = "input"
         if self.target is None and self.targets is None and self.messages is None:
             found["target"] = "target"
+        read = {**dict(self), **found}
+        if read["messages"] is None:
+            for key in ("target", "targets"):
+                if read[key] is not None and read[key] == read["input"]:
+                    raise ValueError(f"`input` and `{key}` are both {read[key]!r}: every prompt would hold its answer")
         return self.model_copy(update=found) if found else self
 
 

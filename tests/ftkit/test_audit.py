@@ -114,7 +114,14 @@ def test_audit_json_of_a_run_is_what_check_says(
     found = preflight(notebook.load(keys))
     written = read_json(run.dir / "audit.json")
     assert {key: value for key, value in written.items() if key != "estimate"} == found.audit
-    assert set(found.audit["splits"]["train"]) == {"rows", "empty_inputs", "empty_targets", "repeats", "scripts"}
+    assert set(found.audit["splits"]["train"]) == {
+        "rows",
+        "empty_inputs",
+        "empty_targets",
+        "repeats",
+        "copies",
+        "scripts",
+    }
 
 
 # ---------------------------------------------------------------- token lengths

@@ -314,6 +314,8 @@ def test_audit_counts(tmp_path: Path, task_of: Any) -> None:
     assert "test: 2 rows have an input that also occurs in train" in told and "drop_leaked" in told
     assert "test: 2 empty targets (id test-1, test-4)" in told
 
+    assert "as the target" not in told
+
     clean, audit = task_of(tmp_path, drop_leaked=True)
     assert [e.input for e in clean.train] == ["a", "a ", ""]  # an empty input is no leak
     assert audit["dropped_from_train"] == 3 and audit["splits"]["train"]["rows"] == 3
@@ -323,3 +325,14 @@ def test_audit_counts(tmp_path: Path, task_of: Any) -> None:
         and clean.fingerprints["train"] != task.fingerprints["train"]
     )
     assert not [w for w in audit_warnings(audit) if "also occurs" in w]
+
+
+def test_rows_whose_target_is_their_input(tmp_path: Path, task_of: Any) -> None:
+    rows = [{"input": f"row  {i}", "target": f"row {i} " if i < 5 else "b"} for i in range(10)]
+    jsonl(tmp_path / "train.jsonl", rows)
+    jsonl(tmp_path / "val.jsonl", rows[1:])
+    jsonl(tmp_path / "test.jsonl", rows[5:])
+    _, audit = task_of(tmp_path)
+    assert [audit["splits"][split]["copies"] for split in ("train", "validation", "test")] == [5, 4, 0]
+    told = [text for text in audit_warnings(audit) if "as the target" in text]
+    assert len(told) == 1 and told[0].startswith("train: 5 of 10 rows have their input as the target")
