@@ -262,9 +262,9 @@ def preview(debug: bool, recipe: str, overrides: tuple[str, ...], split: str, in
         except NotImplementedError as error:
             raise InputError(str(error)) from None
     if as_json:
-        print_json({"example": shown.to_dict(), "lengths": lengths})
+        print_json({"example": shown.to_dict(), "rows": len(rows), "lengths": lengths})
         return
-    print_example(shown, lengths)
+    print_example(shown, lengths, len(rows))
 
 
 @ftkit.command()

@@ -120,8 +120,8 @@ def _table(report: Report) -> str:
     )
 
 
-def print_example(shown: Rendered, lengths: Mapping[str, Any]) -> None:
-    """Print one training example token by token, with counts, and the lengths of its split."""
+def print_example(shown: Rendered, lengths: Mapping[str, Any], rows: int) -> None:
+    """Print one training example token by token, with counts, and the lengths of its split of so many `rows`."""
     from .console import escape
 
     _print_tokens(shown)
@@ -132,8 +132,14 @@ def print_example(shown: Rendered, lengths: Mapping[str, Any]) -> None:
         click.echo(f"cut off: {shown.truncated[0]} prompt tokens, {shown.truncated[1]} target tokens")
     for name, facts in lengths.items():
         if isinstance(facts, dict):
+            seen = facts["rendered"]
+            which = f"the first {seen:,} of {rows:,} rows" if seen < rows else f"all {rows:,} rows"
             lengths_of = f"median {facts['median']:.0f}, 95 % below {facts['p95']:.0f}, longest {facts['max']} tokens"
-            click.echo(f"{name}: {lengths_of} ({facts['rendered']} rows)")
+            lose = ", ".join(
+                f"{n} lose {part} tokens" for part in ("prompt", "target") if (n := facts[f"lose_{part}_tokens"])
+            )
+            lost = f"; {lose} (backend.sequence_len)" if lose else ""
+            click.echo(f"{name}, {which}: {lengths_of}{lost}")
 
 
 def _print_tokens(shown: Rendered) -> None:

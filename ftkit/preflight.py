@@ -136,7 +136,7 @@ def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
                 lengths[split] = {
                     "rendered": len(sizes),
                     "median": float(np.median(sizes)),
-                    "p95": float(np.percentile(sizes, 95)),
+                    "p95": round(float(np.percentile(sizes, 95)), 1),
                     "max": max(sizes),
                     "lose_prompt_tokens": lose_prompt,
                     "lose_target_tokens": lose_target,

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import ftkit
+from ftkit.cli_show import print_example
+from ftkit.records import Rendered
 from ftkit.store import read_json, read_jsonl
 
 Command = Callable[..., Any]
@@ -145,8 +147,27 @@ def test_preview(command: Command, recipe_file: Callable[..., Path]) -> None:
     assert len(shown["ids"]) == len(shown["tokens"]) == len(shown["learned"]) and data["lengths"]["train"]["max"] > 3
     text = command("preview", recipe_file(), "--index", 2).stdout
     assert "«<end>»" in text and "learned" in text
+    assert "\ntrain, all 20 rows: median" in text and "lose" not in text
     assert command("preview", recipe_file(), "--index", 99).returncode == 2
     assert "does not show tokens" in command("preview", recipe_file(backend={"plugin": "fake-echo"})).stderr
+
+
+def test_preview_says_which_rows_it_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    example = Rendered("a", "x", (1,), ("x",), (True,), 0)
+    lengths = {
+        "rendered": 2000,
+        "median": 99.5,
+        "p95": 854.2,
+        "max": 1067,
+        "lose_prompt_tokens": 13,
+        "lose_target_tokens": 0,
+    }
+    print_example(example, {"train": lengths}, 14732)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == (
+        "train, the first 2,000 of 14,732 rows: median 100, 95 % below 854, longest 1067 tokens; "
+        "13 lose prompt tokens (backend.sequence_len)"
+    )
 
 
 # ---------------------------------------------------------------- score
