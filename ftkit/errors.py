@@ -51,6 +51,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = ":".join(str(p) for p in (self.file, self.line, self.column) if p is not None)
+        if self.file == "--set" and self.key and f"`{self.key}`" not in self.message:
+            place = f"{place} {self.key}"  # no line tells which of several is meant
         text = f"{place}: {self.message}" if place else self.message
         return text if not self.hint else f"{text}\n  {self.hint}"
 

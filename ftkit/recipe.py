@@ -223,7 +223,7 @@ class _Loader:
         if dropped:
             names = ", ".join(f"`{k}`" for k in dropped)
             message = f"inherited from {old.file} and dropped, because {after!r} does not know it: {names}"
-            self.notes.append(str(new.at((named_by,)).problem(message, (key,), level="note")))
+            self.notes.append(str(new.at((named_by,)).problem(message, (key, named_by), level="note")))
         return replace(old, value={k: v for k, v in old.value.items() if k not in dropped})
 
     def _keys_of(self, key: str, name: str) -> set[str] | None:

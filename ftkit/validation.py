@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from .errors import Problem
-from .yaml_source import KeyPath, Node, nearest, scalar, shown
+from .yaml_source import SET, KeyPath, Node, nearest, scalar, shown
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -144,11 +144,13 @@ def _value_hint(node: Node, errors: list[Any]) -> str | None:
 def _unknown_key(model: type[BaseModel] | None, node: Node, path: KeyPath, also: Iterable[str]) -> Problem:
     key = str(path[-1])
     renamed: Mapping[str, str] = getattr(model, "renamed", {})
+    # On the command line a key is written whole, and so is the one that was meant.
+    above = "".join(f"{part}." for part in path[:-1]) if node.file == SET else ""
     if key in renamed:
-        return node.problem(f"`{key}`: in ftkit this is `{renamed[key]}`", path)
+        return node.problem(f"`{key}`: in ftkit this is `{above}{renamed[key]}`", path)
     known = [*(field_names(model) if model else ()), *also]
     near = nearest(key, known) or renamed.get(nearest(key, renamed) or "")
-    hint = f"did you mean `{near}`?" if near else f"known here: {', '.join(known) or 'no keys'}"
+    hint = f"did you mean `{above}{near}`?" if near else f"known here: {', '.join(known) or 'no keys'}"
     return node.problem(f"unknown key `{key}`", path, hint)
 
 

@@ -282,7 +282,7 @@ def test_positions_point_at_the_file_that_wrote_the_key(fail: Any, tmp_path: Pat
         (str(tmp_path / "base.yaml"), 10),
         (str(tmp_path / "recipe.yaml"), 2),
     ]
-    assert problems[0].hint == "did you mean `lora_r`?"
+    assert problems[0].hint == "did you mean `backend.lora_r`?"
 
 
 @pytest.mark.parametrize(
@@ -306,6 +306,19 @@ def test_extends_goes_wrong(fail: Any, text: str, message: str) -> None:
 )
 def test_set_goes_wrong(fail: Any, override: str) -> None:
     assert all((p.file, p.line) == ("--set", None) for p in fail(GOOD, override))
+
+
+def test_a_problem_of_set_names_the_whole_key(load: Any, fail: Any) -> None:
+    problem = one(fail(GOOD, "dataset.splits.tets=3"))
+    said = "--set dataset.splits.tets: unknown key `tets`\n  did you mean `dataset.splits.test`?"
+    assert (str(problem), problem.file) == (said, "--set")
+    assert str(one(fail(GOOD, "backend.cutoff_len=3"))).endswith(
+        "`cutoff_len`: in ftkit this is `backend.sequence_len`"
+    )
+    assert str(one(fail(GOOD, "backend.lora_r=0"))) == "--set: `backend.lora_r` must be at least 1, not 0"
+    assert str(one(fail(GOOD, "evaluator=wrods"))).startswith("--set evaluator.plugin: no ")
+    (note,) = load(GOOD, "backend.plugin=other").notes
+    assert note.startswith("--set backend.plugin: inherited from ")
 
 
 # ---------------------------------------------------------------- wrong recipes

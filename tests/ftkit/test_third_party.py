@@ -107,7 +107,7 @@ def test_a_recipe_runs_it(core: Environment) -> None:
 
 
 def test_its_options_are_checked_like_ours(core: Environment) -> None:
-    assert "did you mean `ignore_case`?" in core.refused(RECIPE, "--set", "evaluator.ignorecase=true")
+    assert "did you mean `evaluator.ignore_case`?" in core.refused(RECIPE, "--set", "evaluator.ignorecase=true")
     assert "`backend.most` must be at least 1" in core.refused(RECIPE, "--set", "backend.most=0")
 
 
