@@ -182,7 +182,7 @@ def headlines(run: RunContext) -> dict[str, Any]:
     return {
         "run": str(run.dir),
         "name": record.name,
-        "status": record.status,
+        "status": run.status(),
         "started": record.started,
         "metrics": primary,
     }

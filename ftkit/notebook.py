@@ -64,7 +64,7 @@ class Run:
         return data
 
     def __repr__(self) -> str:
-        status = self.context.record().status
+        status = self.context.status()
         return f"<ftkit run {self.context.id}: {self.verdict if status == 'done' and self._reported() else status}>"
 
     def _reported(self) -> bool:

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import FtkitError, InputError, RunFailed
 from .files import Journal as Journal
@@ -42,6 +42,18 @@ def utc_now() -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "run"
+
+
+def _lock(file: TextIO) -> None:
+    """Lock a file for this process. Raises BlockingIOError where another holds it for more than a moment."""
+    deadline = time.monotonic() + 0.3  # `is_held` holds it for a moment, to look
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 class RunContext:
@@ -96,13 +108,32 @@ class RunContext:
             raise InputError(f"cannot write in {self.dir}: {error.strerror}") from None
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
             except BlockingIOError:
                 raise InputError(f"another process is writing {self.dir}", "wait for it to end, or stop it") from None
             except OSError as error:
                 hint = "choose a folder on another file system with --out"
                 raise InputError(f"{self.dir} cannot be locked: {error.strerror}", hint) from None
             yield
+
+    def is_held(self) -> bool:
+        """Return whether a process, this one included, holds the directory for writing; True where nobody can tell."""
+        try:
+            with open(self.dir / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def status(self) -> str:
+        """Return the record's status, or `killed` for a run that its process did not live to end."""
+        record = self.record()
+        if record.kind != "run" or record.status != "running" or self.is_held():
+            return record.status
+        status = self.record().status  # again: it may have ended before it was asked who holds it
+        return "killed" if status == "running" else status
 
     # ---- places
 

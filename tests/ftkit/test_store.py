@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -215,6 +216,25 @@ def test_a_second_process_is_refused(run: RunContext) -> None:
         with pytest.raises(InputError, match="another process"), RunContext.open(run.dir).exclusive():
             pass
     assert other() == "mine\n"
+
+
+def test_a_run_nobody_holds_was_killed(run: RunContext) -> None:
+    assert run.status() == "killed"  # its record says running
+    with run.exclusive():
+        assert RunContext.open(run.dir).is_held() and run.status() == "running"
+    assert not run.is_held() and run.status() == "killed"
+    run.save_record(dataclasses.replace(run.record(), status="interrupted"))
+    assert run.status() == "interrupted"
+
+
+def test_who_only_looks_does_not_keep_a_writer_out(run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run.exclusive():
+        pass
+    with open(run.dir / ".lock") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("ftkit.store.time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        with run.exclusive():
+            assert run.is_held()
 
 
 def test_opening_what_is_no_run(tmp_path: Path) -> None:
