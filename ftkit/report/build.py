@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from .. import yaml_source
@@ -36,11 +38,8 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Seque
         record = run.record()
         prefix = f"{record.name}: " if len(runs) > 1 else ""
         warnings += [prefix + w for w in record.warnings]
-        if record.kind == "run" and record.status != "done":
-            missing = [s for s in ("baseline", "tuned") if s not in run.measured()]
-            status = "still running" if record.status == "running" else record.status
-            text = f"{prefix}this run is {status}" + (f" ({record.error})" if record.error else "")
-            warnings.append(text + (f"; without a {' and a '.join(missing)} measurement" if missing else ""))
+        unfinished = _unfinished(run)
+        warnings += [prefix + unfinished] if unfinished else []
     for m in measured:
         cut = m.run.measurement(m.system.stage).get("cost", {}).get("prompts_cut")
         if cut:
@@ -67,6 +66,21 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Seque
 
 
 # ---------------------------------------------------------------- the rest of the page
+
+
+def _unfinished(run: RunContext) -> str | None:
+    """Return one sentence on a run that is not done: in which stage, why, and how to go on; else None."""
+    record, status = run.record(), run.status()
+    if record.kind != "run" or status == "done":
+        return None
+    stage = next((f" in {s.name}" for s in record.stages if s.status != "done"), "")
+    if status == "running":
+        return f"this run is not over: it is still at work{stage}"
+    lines = [line.strip().rstrip(".") for line in (record.error or "").splitlines() if "--resume" not in line]
+    why = f": {'; '.join(lines)}" if lines and lines != [status] else ""
+    what = status if status == "failed" else f"was {status}"
+    folder = run.dir.relative_to(Path.cwd()) if run.dir.is_relative_to(Path.cwd()) else run.dir
+    return f"this run {what}{stage}{why}; go on with: ftkit run --resume {folder}"
 
 
 def _pairs(measured: Sequence[Measured], primary: str | None) -> Iterable[Pair]:
@@ -117,7 +131,10 @@ def _curves(run: RunContext) -> Iterable[Curve]:
 
 
 def _provenance(run: RunContext) -> dict[str, Any]:
-    record = run.record()
+    record, status = run.record(), run.status()
+    if status == "killed":
+        stages = (replace(s, status=status) if s.status == "running" else s for s in record.stages)
+        record = replace(record, status=status, stages=tuple(stages))
     recipe, lock, audit = run.path("recipe.yaml"), run.path("lock.json"), run.path("audit.json")
     return {
         **record.to_dict(),

@@ -46,7 +46,6 @@ def view_of(report: Report) -> View:
         "verdict": report.verdict or "No verdict",
         "details": report.verdict_detail.split("\n") if report.verdict_detail else [],
         "headline": _headline(report, scales),
-        "missing": _missing(report),
         "warnings": report.warnings,
         "notes": report.notes,
         "columns": [_column(m, scales[m], report.primary) for m in metrics],
@@ -250,37 +249,6 @@ def _cell(m: Metric | None, scale: Scale, main: Metric | None) -> View:
         "interval": scale.interval(m.low, m.high),
         "note": None if same_rows else f"n {m.n:,}, unscored {m.n_unscored:,}",
     }
-
-
-def _missing(report: Report) -> list[str]:
-    """What a reader would look for and not find, and why."""
-    messages = [message for run in report.runs for message in _unfinished(run)]
-    roles = {s.role for s in report.systems}
-    if not report.systems:
-        messages.append("Nothing has been measured yet, so there are no scores.")
-    elif "baseline" not in roles and "tuned" in roles:
-        messages.append("The baseline has not been measured, so nothing says what the training changed.")
-    elif "tuned" not in roles and "baseline" in roles:
-        messages.append("Only the baseline has been measured: there is no fine-tuned model to compare it with.")
-    elif len(report.systems) > 1 and not report.deltas:
-        messages.append("No paired comparison was made between these systems.")
-    return messages
-
-
-def _unfinished(run: Mapping[str, Any]) -> list[str]:
-    name = run.get("name") or run.get("id") or "unnamed"
-    stages = _stages(run)
-    messages = []
-    for stage in stages:
-        status, why = stage.get("status"), f": {stage['error']}" if stage.get("error") else "."
-        if status in ("failed", "interrupted"):
-            verb = "failed" if status == "failed" else "was interrupted"
-            messages.append(f"Run {name}: stage {stage.get('name')} {verb}{why}")
-        elif status == "running" and stage.get("name") != "report":
-            messages.append(f"Run {name}: stage {stage.get('name')} had not finished when this was written.")
-    if not messages and run.get("status") in ("failed", "interrupted"):
-        messages.append(f"Run {name} {run['status']}" + (f": {run['error']}" if run.get("error") else "."))
-    return messages
 
 
 def _stages(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:

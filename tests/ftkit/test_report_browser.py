@@ -220,11 +220,12 @@ def test_an_unfinished_run_says_what_is_missing(page: Callable[..., Any]) -> Non
             pairs=(),
             curves=(),
             runs=({"id": "run-a", "status": "failed", "stages": stages},),
+            warnings=("this run failed in train: out of memory; go on with: ftkit run --resume runs/run-a",),
         ),
         390,
     )
     text = browser.find_element("tag name", "main").text
-    assert "Only the baseline has been measured" in text and "out of memory" in text
+    assert "this run failed in train: out of memory; go on with: ftkit run --resume runs/run-a" in text
     assert browser.get_log("browser") == []
     screenshot(browser, "report-unfinished-390", 390)
 

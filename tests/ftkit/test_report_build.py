@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -227,24 +229,62 @@ def test_another_evaluator_on_scored_files_is_refused(go: Callable[..., Run], sc
 
 
 @pytest.mark.parametrize(
-    ("knob", "missing"), [("interrupt=2", "baseline and a tuned"), ("train=crash", "tuned")], ids=["baseline", "train"]
+    ("knob", "missing", "says"),
+    [
+        ("interrupt=2", "baseline and no tuned", "this run was interrupted in baseline; go on"),
+        ("train=crash", "tuned", "this run failed in train: RuntimeError: the fake trainer broke; go on"),
+    ],
+    ids=["baseline", "train"],
 )
 def test_an_unfinished_run(
-    go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, knob: str, missing: str
+    go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, knob: str, missing: str, says: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FAKES", knob)
     with pytest.raises((Interrupted, RunFailed)):
         go(controls=["fake-echo"])
     (path,) = (tmp_path / "runs").glob("*/run.json")
     found = ftkit.make_report(path.parent, out=tmp_path / "report")
-    assert found.verdict == "No verdict"
-    assert any(f"without a {missing} measurement" in w for w in found.warnings)
+    assert (found.verdict, found.verdict_detail) == ("No verdict", f"There is no {missing} measurement.")
+    assert found.warnings == (f"{says} with: ftkit run --resume runs/{path.parent.name}",)
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "No verdict" in page and f"without a {missing} measurement" in page
-    assert f"without a {missing} measurement" in (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+    text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+    assert "No verdict" in page and says in page and "No verdict" in text and says in text
     monkeypatch.delenv("FAKES")
     whole = go(name="whole", controls=["fake-echo"])
     assert "whole tuned" in [s.name for s in ftkit.make_report(whole, path.parent, out=tmp_path / "both").systems]
+
+
+def test_a_run_that_was_killed_says_so_and_how_to_go_on(
+    command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    def status() -> str:
+        (listed,) = json.loads(command("runs", "--json").stdout)["runs"]
+        return str(listed["status"])
+
+    def warnings() -> list[str]:
+        ended = command("report", run, "--out", "report")
+        assert ended.returncode == 0, ended.stderr
+        found = read_json(tmp_path / "report" / "report.json")
+        return [w for w in found["warnings"] if w.startswith("this run")]
+
+    process = command("run", recipe_file(), wait=False, FAKES="slow=0.2")
+    deadline = time.monotonic() + 30
+    while not (begun := list(tmp_path.glob("runs/*/baseline/predictions.journal"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    run = begun[0].parent.parent
+    process.send_signal(signal.SIGSTOP)  # it lives, however long the two commands take
+    assert status() == "running"
+    assert warnings() == ["this run is not over: it is still at work in baseline"]
+    process.kill()
+    process.communicate()
+    assert status() == "killed" and read_json(run / "run.json")["status"] == "running"
+    assert warnings() == [f"this run was killed in baseline; go on with: ftkit run --resume runs/{run.name}"]
+    shown = read_json(tmp_path / "report" / "report.json")["runs"][0]
+    assert shown["status"] == "killed" and shown["stages"][-1]["status"] == "killed"
+    assert command("run", "--resume", f"runs/{run.name}").returncode == 0
+    assert status() == "done" and warnings() == []
 
 
 def test_a_run_whose_plugin_is_gone_can_still_be_read(go: Callable[..., Run], fakes: ModuleType) -> None:
