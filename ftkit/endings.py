@@ -13,7 +13,7 @@ from .errors import FtkitError, Interrupted, RunFailed
 from .store import RunContext
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_ROOM = 64 * 1024  # bytes; a disk with less is called full, whatever a library says of it
+_ROOM = 64 * 1024  # bytes; of a disk with less it is said, since a library may hide that it was the cause
 
 
 class Stops:
@@ -59,11 +59,12 @@ def explained(error: Exception, run: RunContext) -> FtkitError:
         return RunFailed(f"the run directory lost its run.json while the run was at work: {run.dir}")
     resume = f"when the cause is mended: ftkit run --resume {run.dir}"
     place = error.filename if isinstance(error, OSError) and error.filename else run.dir
-    if (isinstance(error, OSError) and error.errno in _FULL) or shutil.disk_usage(run.dir).free < _ROOM:
+    if isinstance(error, OSError) and error.errno in _FULL:
         return RunFailed(f"the disk is full: {place}", resume)
+    full = " (and the disk is nearly full)" if shutil.disk_usage(run.dir).free < _ROOM else ""
     if isinstance(error, FileNotFoundError) and str(place).startswith(f"{run.dir}/"):
-        return RunFailed(f"{place} is missing from the run directory", resume)
+        return RunFailed(f"{place} is missing from the run directory{full}", resume)
     if isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
-        return RunFailed(f"{place}: {error.strerror}", resume)
+        return RunFailed(f"{place}: {error.strerror}{full}", resume)
     log = f"the full log is {run.dir / 'debug.log'}; --debug shows the traceback"
-    return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", f"{log}\n  {resume}")
+    return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}{full}", f"{log}\n  {resume}")

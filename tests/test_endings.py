@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -22,6 +23,7 @@ from kill_at import mount, unfinished
 
 import ftkit
 from ftkit.console import Console
+from ftkit.endings import explained
 from ftkit.errors import InputError, Interrupted, RunFailed
 from ftkit.store import RunContext, read_json, write_json
 
@@ -69,6 +71,16 @@ def test_a_file_that_may_not_grow(command: Command, recipe_file: Make, tmp_path:
     run = only(tmp_path / "runs")
     assert read_json(run / "run.json")["status"] == "failed" and unfinished(run, working=True) == []
     assert command("run", "--resume", run).returncode == 0 and unfinished(run) == []
+
+
+def test_an_error_on_a_full_disk_keeps_its_own_message(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunContext.open(interrupted)
+    wrong, full = ValueError("the template is wrong"), OSError(errno.ENOSPC, "No space left on device")
+    assert explained(wrong, run).message == "ValueError: the template is wrong"
+    assert explained(full, run).message == f"the disk is full: {run.dir}"
+    monkeypatch.setattr("ftkit.endings._ROOM", sys.maxsize)  # less than this is free on every disk
+    assert explained(wrong, run).message == "ValueError: the template is wrong (and the disk is nearly full)"
+    assert explained(full, run).message == f"the disk is full: {run.dir}"
 
 
 @contextlib.contextmanager
