@@ -88,9 +88,9 @@ class Counter:
         tokens, slots = self.counts[-1]
         for i in range(0, len(batches), self.passes):
             step = batches[i : i + self.passes]
-            learned = sum(self.order.lengths[n] for b in step for n in b)
-            tokens += learned
-            slots += learned if self.packed else self.order.slots(step)
+            without_padding = sum(self.order.lengths[n] for b in step for n in b)
+            tokens += without_padding
+            slots += without_padding if self.packed else self.order.slots(step)
             self.counts.append((tokens, slots))
 
 
@@ -115,7 +115,9 @@ def choose(options: TrainOptions, lengths: Sequence[int], seed: int, obstacle: s
     padding = f"{waste:.0%} of the tokens in random batches would be padding"
     if options.sample_packing is True and obstacle is None:
         return Layout("packed", "the recipe asks for it", 0.0)
-    if options.sample_packing is True or options.group_by_length is True:
+    if options.sample_packing is True:
+        return Layout("grouped", f"the recipe asks for packing, which is not possible: {obstacle}", grouped_waste)
+    if options.group_by_length is True:
         return Layout("grouped", "the recipe asks for it", grouped_waste)
     if waste < _PAYS:
         return Layout("padded", f"only {padding}", waste)

@@ -144,6 +144,8 @@ def test_what_is_chosen_follows_the_lengths() -> None:
     assert name(uneven, sample_packing=False, group_by_length=False) == "padded"
     assert name(even, sample_packing=True) == "packed"
     assert name(even, "no", sample_packing=True) == "grouped"
+    refused = choose(LoraOptions(base_model="m", sample_packing=True), even, 0, "its layers mix neighbours")
+    assert refused.why == "the recipe asks for packing, which is not possible: its layers mix neighbours"
     assert name(even, group_by_length=True) == "grouped"
     with pytest.raises(ValueError, match="choose one"):
         LoraOptions(base_model="m", sample_packing=True, group_by_length=True)
