@@ -81,6 +81,20 @@ def audit_warnings(report: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
+def audit_notes(report: Mapping[str, Any]) -> list[str]:
+    """Return what may be meant, and is good to know: a row that repeats another counts once more."""
+    return [
+        f"{split}: {counted(facts['repeats'], 'row has', 'rows have')} the input of an earlier row, of {facts['rows']:,}"
+        for split, facts in report["splits"].items()
+        if facts["repeats"]
+    ]
+
+
+def counted(n: int, one: str, many: str) -> str:
+    """Return "1 row has" or "2 rows have"."""
+    return f"{n:,} {one if n == 1 else many}"
+
+
 def scripts(texts: Iterable[str]) -> dict[str, float]:
     """Return the share of each writing system among the letters of `texts`, largest first."""
     counts: Counter[str] = Counter()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .audit import audit_warnings
+from .audit import audit_notes, audit_warnings
 from .data import load_task
 from .errors import FtkitError, Problem, RecipeError
 from .recipe import PluginRef, Recipe
@@ -56,7 +56,9 @@ def preflight(recipe: Recipe) -> Preflight:
         findings.append(
             Finding("error", error.message, error.hint, key if key.startswith("dataset.") else "dataset.path")
         )
-    findings += [Finding("warning", text) for text in audit_warnings(report)] if report else []
+    if report:
+        findings += [Finding("warning", text) for text in audit_warnings(report)]
+        findings += [Finding("note", text) for text in audit_notes(report)]
     if report.get("dropped_from_train"):
         findings.append(Finding("note", report["notes"][-1], key="dataset.drop_leaked"))
     backend = recipe.backend.make()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ftkit.audit import audit_warnings
+from ftkit.audit import audit_notes, audit_warnings
 from ftkit.data import load_task
 from ftkit.errors import InputError, RecipeError
 from ftkit.recipe import load_recipe
@@ -315,6 +315,10 @@ def test_audit_counts(tmp_path: Path, task_of: Any) -> None:
     assert "test: 2 empty targets (id test-1, test-4)" in told
 
     assert "as the target" not in told
+    assert audit_notes(audit) == [
+        "train: 1 row has the input of an earlier row, of 6",
+        "validation: 1 row has the input of an earlier row, of 3",
+    ]
 
     clean, audit = task_of(tmp_path, drop_leaked=True)
     assert [e.input for e in clean.train] == ["a", "a ", ""]  # an empty input is no leak
