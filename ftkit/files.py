@@ -21,8 +21,11 @@ def dump_json(data: Any, indent: int | None = None) -> str:
 
     Numbers that JSON lacks (NaN, infinity) become null.
     """
-    data = _finite(data)
-    text = json.dumps(data, ensure_ascii=False, indent=indent)
+    try:
+        text = json.dumps(data, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:  # it holds such a number: rare, so that what has none is not copied
+        data = _finite(data)
+        text = json.dumps(data, ensure_ascii=False, indent=indent)
     try:
         text.encode()
     except UnicodeEncodeError:
