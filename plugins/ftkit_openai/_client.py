@@ -186,7 +186,12 @@ def kind(error: BaseException) -> str:
 def _kind_of_status(error: openai.APIStatusError) -> str:
     status, code = error.status_code, f"{error.code or ''} {error.type or ''}".lower()
     said = f"{code} {said_by(error)}".lower()
-    if "billing" in said or status == 402:
+    if status >= 500 or status in (408, 409):  # whatever it says of billing or models: it is no answer
+        return "server"
+    if status == 429:  # by its code: the words for a used-up quota speak of billing as well
+        quota = "insufficient_quota" in code or "exceeded your current quota" in said
+        return "quota" if quota else "billing" if "billing" in code else "rate"
+    if status == 402 or "billing" in code or "billing hard limit" in said:
         return "billing"
     if status == 401:
         return "key"
@@ -194,10 +199,6 @@ def _kind_of_status(error: openai.APIStatusError) -> str:
         return "unavailable" if "training_not_available" in said else "forbidden"
     if status == 404:
         return "model" if "model" in said or "deployment" in said else "not_found"
-    if status == 429:
-        return "quota" if "insufficient_quota" in said or "exceeded your current quota" in said else "rate"
-    if status >= 500 or status in (408, 409):
-        return "server"
     if re.search(r"content_filter|content_policy|moderation|unsafe|safety", said):
         return "moderation"
     return "invalid"

@@ -219,6 +219,37 @@ def test_a_gate_holds_back_when_the_headers_say_so() -> None:
     assert 29 < gate.opens - time.monotonic() <= 30
 
 
+# ---------------------------------------------------------------- which failure it is
+
+QUOTA = (
+    "You exceeded your current quota, please check your plan and billing details. For more information on this error, "
+    "read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors."
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "which"),
+    [
+        (429, {"message": QUOTA, "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}, "quota"),
+        (429, {"message": QUOTA, "type": None, "code": None}, "quota"),
+        (429, {"message": "Your account is not active, please check your billing details on our website.", "type": "billing_not_active", "code": "billing_not_active"}, "billing"),
+        (429, {"message": "Rate limit reached for gpt-4o-mini. Add a payment method in your billing settings.", "type": "requests", "code": "rate_limit_exceeded"}, "rate"),
+        (400, {"message": "Billing hard limit has been reached", "type": "invalid_request_error", "code": "billing_hard_limit_reached"}, "billing"),
+        (400, {"message": "Billing hard limit has been reached", "type": "invalid_request_error", "code": None}, "billing"),
+        (400, {"message": "the row speaks of billing", "type": "invalid_request_error", "code": None}, "invalid"),
+        (403, {"message": "see your billing page", "type": "x", "code": "training_not_available"}, "unavailable"),
+        (503, {"message": "the billing service is overloaded", "type": "server_error", "code": None}, "server"),
+    ],
+)  # fmt: skip
+def test_a_failure_is_known_by_its_code_before_its_words(status: int, error: dict[str, Any], which: str) -> None:
+    import httpx2
+    import openai
+    from ftkit_openai._client import kind
+
+    answer = httpx2.Response(status, json={"error": error}, request=httpx2.Request("POST", "http://provider"))
+    assert kind(openai.APIStatusError("refused", response=answer, body=error)) == which
+
+
 # ---------------------------------------------------------------- dialects and options
 
 
