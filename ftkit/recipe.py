@@ -251,7 +251,7 @@ class _Loader:
     def checked(self, root: Node, source: Path | None) -> Recipe | None:
         raw = root.plain()
         # An empty section ("generation:" with nothing under it) is a section left at its defaults.
-        root = replace(root, value={k: n for k, n in root.value.items() if n.value is not None})
+        root = replace(root, value={k: n for k, n in root.value.items() if n.value is not None or n.refused})
         core, loader = self._without_loader(root)
         keys = validate(RecipeKeys, core, (), self.problems, also=("extends",))
         backends = self._refs(root, "backend", single=True)
@@ -336,6 +336,8 @@ class _Loader:
 
     def _named(self, key: str, node: Node, path: KeyPath) -> PluginRef | None:
         whole = _spelled_out(key, node)
+        if node.refused or (whole is not None and whole.at(("plugin",)).refused):
+            return None  # its tag is the mistake
         name = _plain_of(whole, "plugin") if whole else None
         if whole is None or name is None:
             where = ".".join(map(str, path))

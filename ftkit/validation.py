@@ -97,6 +97,8 @@ def _translate(
 ) -> Iterator[Problem]:
     """Yield what pydantic's errors about one key mean, in the words of a recipe."""
     where, key = node.at(place), (*path, *place)
+    if where.refused:
+        return
     name = ".".join(map(str, key)) or "the recipe"
     wanted: list[str] = []
     for error in errors:

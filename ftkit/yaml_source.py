@@ -47,6 +47,7 @@ class Node:
     column: int | None = None  # from 1
     size: int = 1  # nodes in it, itself included
     text: str | None = None  # a scalar as it was written
+    refused: bool = False  # a problem says already that it cannot stand here
 
     def plain(self) -> Any:
         """Return the value as nested dicts, lists and scalars."""
@@ -155,8 +156,9 @@ def nearest_file(path: str) -> str | None:
     folder = os.path.dirname(path) or "."
     with contextlib.suppress(OSError, ValueError):
         names = [n for n in os.listdir(folder) if n.endswith((".yaml", ".yml"))]
-        near = difflib.get_close_matches(os.path.basename(path), names, 1)
-        return f"did you mean {os.path.join(os.path.dirname(path), near[0])}?" if near else None
+        stems = {os.path.splitext(n)[0]: n for n in names}  # what all names end in makes none of them nearer
+        near = difflib.get_close_matches(os.path.splitext(os.path.basename(path))[0], stems, 1, 0.8)
+        return f"did you mean {os.path.join(os.path.dirname(path), stems[near[0]])}?" if near else None
     return None
 
 
@@ -203,7 +205,9 @@ class _Builder:
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             place = self._place(mark) if mark else self.last
-            raise Unreadable(place.problem(*_syntax(error.problem or error.context or "broken syntax"))) from None
+            problem, context = error.problem or error.context or "broken syntax", error.context or ""
+            opened = error.context_mark.line + 1 if error.context_mark else place.line
+            raise Unreadable(place.problem(*_syntax(problem, context, opened, place.line))) from None
         except (RecursionError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError, AssertionError):
             # the parser stumbles on some broken input (an escape beyond Unicode, say) instead of reporting it
             raise Unreadable(self.last.problem("not valid YAML, soon after this place")) from None
@@ -245,6 +249,7 @@ class _Builder:
         if event.ctag is not None:
             tag = f"the tag `{event.ctag}` is not allowed"
             self.problems.append(place.problem(tag, hint="write the plain value; quotes make it text"))
+            place = replace(place, refused=True)
         if kind == "ScalarEvent":
             node = self._scalar(place, event)
         elif kind == "SequenceStartEvent":
@@ -291,12 +296,30 @@ def _text(text: str, place: Node, problems: list[Problem]) -> str:
     return text
 
 
-def _syntax(problem: str) -> tuple[str, KeyPath, str | None]:
-    """Return message, path and hint for one of the parser's complaints."""
+_BESIDE = {  # what the parser finds where a section should go on or end -> message and hint
+    "-": ("a list item stands among keys", "a list stands under a key of its own"),
+    "?": ("a key stands among list items", "indent it like the list's key, or like the item's text"),
+    "<block mapping start>": ("this line is indented unlike those above it", "keys of one section start in one column"),
+}
+
+
+def _syntax(problem: str, context: str, opened: int | None, line: int | None) -> tuple[str, KeyPath, str | None]:
+    """Return message, path and hint for one of the parser's complaints, about `line` of what was `opened` before."""
     if "'\\t'" in problem:
         return "a tab cannot indent or separate here", (), "use spaces"
     if "mapping values are not allowed" in problem:
         return "not valid YAML: a second `: ` on this line", (), "put text that contains `: ` in quotes"
+    if "parsing a flow" in context and problem.startswith("expected ',' or"):
+        bracket, end = "{}" if "mapping" in context else "[]"
+        where = (
+            f" of the `{bracket}` that was opened on line {opened}" if opened != line or "stream end" in problem else ""
+        )
+        return f"not valid YAML: a `,` or the `{end}`{where} is missing before this", (), None
+    if "quoted scalar" in context and "end of stream" in problem:
+        return f"not valid YAML: the text in quotes that starts on line {opened} does not end", (), "close the quotes"
+    for found, (message, way_out) in _BESIDE.items():
+        if problem == f"expected <block end>, but found '{found}'":
+            return f"not valid YAML: {message}", (), way_out
     hint = "write the value in quotes" if "cannot start any token" in problem else None
     return f"not valid YAML: {problem}", (), hint
 

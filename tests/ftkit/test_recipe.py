@@ -442,7 +442,14 @@ def test_local_data_that_are_right_add_no_mistake(tmp_path: Path, plugins: Plugi
         ("some/corpus", "x\n  columns: {input: a, targets: a}", "`input` and `targets` are both 'a'"),
         ("some/corpus", "file:///etc/passwd", "a URL is not read"),
         ("some/corpus", "https://example.org/rows.jsonl", "a URL is not read"),
-        ("  plugin: small", "  - small", "not valid YAML"),
+        ("  plugin: small", "  - small", "a key stands among list items"),
+        ("  learning_rate: 2e-4", "  - small", "a list item stands among keys"),
+        ("  learning_rate: 2e-4", " learning_rate: 2e-4", "indented unlike those above"),
+        ("evaluator: words", "evaluator: {plugin: words", "the `}` of the `{` that was opened on line 12 is missing"),
+        ("evaluator: words", "evaluator: [words\nseed: 3", "the `]` of the `[` that was opened on line 12 is missing"),
+        ("evaluator: words", "evaluator: {plugin: words language: en}", "a `,` or the `}` is missing before this"),
+        ("evaluator: words", 'evaluator: "\\z"', "unknown escape"),
+        ("evaluator: words", "evaluator: 'words\nseed: 3", "quotes that starts on line 12 does not end"),
         ("prompt:", "prompt:\n  template: '{inptu}'", "did you mean {input}?"),
         ("prompt:", "prompt:\n  template: 'x'", "has no {input}"),
         ("prompt:", "prompt:\n  template: '{input}'", "instruction would be lost"),
@@ -455,6 +462,27 @@ def test_one_clear_message(fail: Any, old: str, new: str, message: str) -> None:
     assert message in "\n".join(p.message + (p.hint or "") for p in problems)
     assert all("Input should" not in str(p) and "\x1b" not in str(p) for p in problems)
     assert all(p.line for p in problems), [str(p) for p in problems]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("name: demo", "name: demo\nseed: !!python/object:x"),
+        ("name: demo", "name: demo\nseed: !!python/object:x 3"),
+        ("name: demo", "name: demo\ngeneration: !thing [1]"),
+        ("plugin: small", "plugin: !!python/name:os.system"),
+        ("evaluator: words", "evaluator: !x wrods"),
+        ("evaluator: words", "evaluator: !x"),
+    ],
+)
+def test_a_tag_is_told_alone(fail: Any, old: str, new: str) -> None:
+    assert "the tag `" in one(fail(GOOD.replace(old, new))).message
+
+
+def test_a_file_is_suggested_only_where_its_own_name_is_near(fail: Any) -> None:
+    files = {"others": GOOD, "there-is": GOOD, "base": GOOD}
+    assert one(fail("extends: nothere.yaml", **files)).hint is None
+    assert str(one(fail("extends: bases.yaml", **files)).hint).endswith("base.yaml?")
 
 
 def test_missing_module(fail: Any, plugins: Plugins) -> None:
