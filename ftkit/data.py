@@ -97,7 +97,13 @@ def cut_splits(
         try:
             result[split] = [source[i] for i in select([row for _, row in source], wanted[split])]
         except InputError as error:
-            problems.append(_problem(f"dataset.splits.{split}", error.message))
+            cut = " and ".join(s for s in ("validation", "test") if s in result and s not in rows)
+            if split == "train" and cut:
+                message = f"{wanted[split]} rows are wanted and only {len(source)} are left after {cut} were cut"
+                hint = f"write `all` for those that are left, or ask for fewer {cut} rows"
+                problems.append(_problem("dataset.splits.train", message, hint))
+            else:
+                problems.append(_problem(f"dataset.splits.{split}", error.message))
     return {s: result[s] for s in SPLITS if s in result}, notes, problems
 
 

@@ -253,6 +253,7 @@ class _Loader:
         # An empty section ("generation:" with nothing under it) is a section left at its defaults.
         root = replace(root, value={k: n for k, n in root.value.items() if n.value is not None or n.refused})
         core, loader = self._without_loader(root)
+        core = replace(core, value={**{key: Node(None) for key in self._unnamed(root)}, **core.value})
         keys = validate(RecipeKeys, core, (), self.problems, also=("extends",))
         backends = self._refs(root, "backend", single=True)
         evaluators = self._refs(root, "evaluator")
@@ -275,6 +276,14 @@ class _Loader:
             raw=raw,
             root=root,
         )
+
+    def _unnamed(self, root: Node) -> list[str]:
+        """Return the keys that must name a plugin and are not there, and say so with the plugins there are."""
+        missing = [key for key in ("backend", "evaluator") if key not in root.value]
+        for key in missing:
+            hint = f"write `{key}: {{plugin: NAME}}`; installed: {', '.join(self.plugins.names(PLUGIN_KEYS[key])) or 'none'}"
+            self.problems.append(root.problem(f"`{key}` is required", (key,), hint))
+        return missing
 
     def check_data(self, root: Node) -> None:
         """Look for the columns and splits that the recipe names in local data, whatever else is wrong with it."""
@@ -324,7 +333,7 @@ class _Loader:
         """Return the plugins named under `key`: one, or a list of them."""
         node = root.value.get(key)
         if node is None:
-            return ()  # where the key is required, `validate` says so
+            return ()  # where the key is required, this is said already
         several = isinstance(node.value, list)
         if several and (single or (key == "evaluator" and not node.value)):
             message = f"`{key}` must be one plugin, not a list" if single else f"`{key}` names no plugin"

@@ -220,6 +220,11 @@ def test_too_much_cut_from_one_file(tmp_path: Path, task_of: Any) -> None:
         task_of(path, splits={"test": 40, "validation": 1})
     with pytest.raises(InputError, match="only 20 to cut from"):
         task_of(path, splits={"test": 20, "validation": 20})
+    with pytest.raises(RecipeError) as caught:
+        task_of(path, splits={"train": 38, "test": 10, "validation": 14})
+    (problem,) = caught.value.problems
+    assert problem.message.startswith("dataset.splits.train: 38 rows are wanted and only 16 are left")
+    assert problem.hint is not None and "write `all`" in problem.hint and "validation and test" in problem.message
 
 
 # ---------------------------------------------------------------- columns

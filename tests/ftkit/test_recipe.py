@@ -485,6 +485,14 @@ def test_a_file_is_suggested_only_where_its_own_name_is_near(fail: Any) -> None:
     assert str(one(fail("extends: bases.yaml", **files)).hint).endswith("base.yaml?")
 
 
+def test_a_required_plugin_is_asked_for_by_name(fail: Any) -> None:
+    found = {p.key: p for p in fail("name: x\ndataset: {path: some/corpus}\nbackend:\n")}
+    assert set(found) == {"backend", "evaluator"}
+    assert found["backend"].message == "`backend` is required"
+    assert found["backend"].hint == "write `backend: {plugin: NAME}`; installed: far, files, other, small"
+    assert found["evaluator"].hint == "write `evaluator: {plugin: NAME}`; installed: words"
+
+
 def test_missing_module(fail: Any, plugins: Plugins) -> None:
     problem = one(fail(GOOD.split("backend:")[0] + "backend: far\nevaluator: words\n"))
     assert "no_such_module_xyz" in problem.message and problem.hint == "pip install 'ftkit[far]'"
