@@ -88,7 +88,8 @@ class Backend(Plugin, ABC):
         """Return what is known beforehand: `memory_bytes`, `seconds`, `usd`; or `not_estimated`: why.
 
         Where `usd` is above 0, the user is asked before anything is spent (`--yes` answers); `usd_detail` is a
-        line that is shown with it.
+        line that is shown with it. Where it costs an amount that is not known, return `usd` None, `paid` True and
+        `not_estimated`: the user is asked just so.
         """
         return {"not_estimated": f"{self.name} gives no estimate"}
 

@@ -46,7 +46,7 @@ def problems_in(error: FtkitError) -> list[Problem]:
 
 def show_findings(name: str, found: Preflight, problems: Iterable[Problem]) -> None:
     """Say what `ftkit check` found."""
-    from .console import clock, escape
+    from .console import clock, escape, usd_text
 
     for p in problems:
         click.echo(escape(("" if p.level == "error" else f"{p.level}: ") + str(p)), err=True)
@@ -58,7 +58,7 @@ def show_findings(name: str, found: Preflight, problems: Iterable[Problem]) -> N
         click.echo(escape(f"not estimated: {estimate['not_estimated']}"), err=True)
     parts = [f"{estimate['memory_bytes'] / 1e9:.1f} GB"] if estimate.get("memory_bytes") else []
     parts += [clock(estimate["seconds"])] if estimate.get("seconds") else []
-    parts += [f"{estimate['usd']:.2f} USD"] if estimate.get("usd") is not None else []
+    parts += [f"{usd_text(estimate['usd'])} USD"] if estimate.get("usd") is not None else []
     parts += [str(estimate["usd_detail"])] if estimate.get("usd_detail") else []
     if parts:
         click.echo(escape(f"estimate (rough): {', '.join(parts)}"), err=True)

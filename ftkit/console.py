@@ -166,3 +166,8 @@ def escape(text: str) -> str:
         c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" if ord(c) < 256 else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )
+
+
+def usd_text(usd: float) -> str:
+    """Return an amount in dollars with as many digits as it needs: 12.50, 0.0053."""
+    return f"{usd:.4f}" if 0 < usd < 0.1 else f"{usd:,.2f}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import provenance
 from .api import Backend
-from .console import Console, clock
+from .console import Console, clock, usd_text
 from .endings import Stops, explained, interrupted
 from .errors import FtkitError, InputError, Interrupted, RunFailed
 from .measure import key_of, measure_all
@@ -305,15 +305,17 @@ class _Execution:
 def confirm_price(estimates: Sequence[dict[str, Any]], console: Console, yes: bool) -> None:
     """Show what runs are estimated to cost, and ask before any of it is spent. Raises InputError on a no."""
     priced = [e for e in estimates if (e.get("usd") or 0) > 0]
-    if not priced:
-        return
+    unknown = [e for e in estimates if e.get("paid") and e.get("usd") is None]
     for estimate in priced:
-        console.say(f"  estimated price: {estimate['usd']:.2f} USD. {estimate.get('usd_detail', '')}".rstrip())
-    total = sum(e["usd"] for e in priced)
-    if yes or console.confirm(f"Spend about {total:.2f} USD?"):
+        console.say(f"  estimated price: {usd_text(estimate['usd'])} USD. {estimate.get('usd_detail', '')}".rstrip())
+    for estimate in unknown:
+        console.say(f"  the price is not known: {estimate.get('not_estimated', 'the backend does not say why')}")
+    amounts = [f"about {usd_text(sum(e['usd'] for e in priced))} USD"] if priced else []
+    amounts += ["an amount that is not known"] if unknown else []
+    if not amounts or yes or console.confirm(f"Spend {' and '.join(amounts)}?"):
         return
     raise InputError(
-        f"not started: it would cost about {total:.2f} USD, and nobody confirmed that; nothing was spent",
+        f"not started: it would cost {' and '.join(amounts)}, and nobody confirmed that; nothing was spent",
         "confirm with --yes (in Python: yes=True)",
     )
 

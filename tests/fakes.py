@@ -52,7 +52,7 @@ class FakeOptions(Options):
     extras: bool = False  # measure some training rows as well
     context: int = 1 << 30  # words; a longer prompt is said to have been cut
     losses: bool = False  # those with their teacher-forced loss
-    usd: float = 0.0  # what the run is estimated to cost
+    usd: float | None = 0.0  # what the run is estimated to cost; None: it is paid for, and nobody knows how much
     usd_per_answer: float | None = None
     usd_per_hour: float | None = None  # of the machine that answers
     until: str | None = None  # the model's last day
@@ -68,7 +68,8 @@ class FakeBackend(Backend):
         return found + ([Finding("warning", self.options.warn)] if self.options.warn else [])
 
     def estimate(self, task: Task | None) -> dict[str, Any]:
-        return {"seconds": 1.5, "memory_bytes": 1_000_000, "usd": self.options.usd}
+        guess = {"seconds": 1.5, "memory_bytes": 1_000_000, "usd": self.options.usd}
+        return guess if self.options.usd is not None else {**guess, "paid": True, "not_estimated": "no price list"}
 
     def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
         for e in examples:

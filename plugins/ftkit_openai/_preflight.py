@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ftkit.console import usd_text
 from ftkit.errors import FtkitError
 from ftkit.records import Finding, Task
 
 from ._dialects import DIALECTS
 from ._lint import Problem, lint
-from ._prices import FREE, Price, Prices, prices_for, usd_text
+from ._prices import FREE, Price, Prices, prices_for
 from ._rows import chats, lines, messages
 from ._tokens import ESTIMATE, Counter, counter
 
@@ -153,7 +154,8 @@ def estimate(o: ManagedOptions, task: Task | None) -> dict[str, Any]:
         "tokens_counted_by": facts.counted,
     }
     if price is None:
-        return {"not_estimated": f"no price is known for {o.base_model}: give it with backend.prices", **counts}
+        why = f"no price is known for {o.base_model}: give it with backend.prices"
+        return {"usd": None, "paid": True, "not_estimated": why, **counts}
     training = facts.train_tokens * passes * price.training / 1e6
     out = facts.answer_tokens * len(task.test)
     answers = sum(price.answer(facts.test_in, out, tuned, o.use_batch_api) for tuned in (False, True))

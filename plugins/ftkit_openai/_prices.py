@@ -52,11 +52,6 @@ class Prices:
         return self.table[max(known, key=len)] if known else None
 
 
-def usd_text(usd: float) -> str:
-    """Return an amount with as many digits as it needs."""
-    return f"{usd:.4f}" if 0 < usd < 0.1 else f"{usd:,.2f}"
-
-
 def prices_for(dialect: str, own: Mapping[str, Any] | str | None) -> Prices:
     """Return the prices that hold for a recipe: its own, or the built-in ones.
 

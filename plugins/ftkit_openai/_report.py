@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ftkit.console import usd_text
 from ftkit.records import Section
 from ftkit.store import RunContext, read_json
-
-from ._prices import usd_text
 
 
 def sections(runs: Sequence[RunContext]) -> list[Section]:

@@ -38,6 +38,20 @@ def test_several_recipes_are_confirmed_once_and_before_the_first(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_price_that_nobody_knows_is_confirmed_too(
+    fakes: Any, recipe: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown, priced = recipe({"usd": None}), recipe({"usd": 0.0053}, name="second")
+    with pytest.raises(InputError, match=r"would cost an amount that is not known[\s\S]*--yes"):
+        ftkit.run(unknown, out=tmp_path / "runs", console=QUIET)
+    with pytest.raises(InputError, match=r"about 0\.0053 USD and an amount that is not known"):
+        ftkit.run(unknown, priced, out=tmp_path / "runs")
+    said = capsys.readouterr().err
+    assert "the price is not known: no price list" in said and "estimated price: 0.0053 USD" in said
+    assert not list((tmp_path / "runs").iterdir())
+    assert ftkit.run(unknown, out=tmp_path / "runs", console=QUIET, yes=True).metrics["tuned"]
+
+
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 2)])
 def test_a_person_at_a_terminal_is_asked(
     fake_site: Path, recipe_file: Callable[..., Path], tmp_path: Path, answer: str, status: int

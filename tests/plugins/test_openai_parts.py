@@ -125,7 +125,9 @@ def test_the_estimate_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert guess["usd_training"] == pytest.approx(guess["trained_tokens"] * 3 / 1e6, abs=1e-4)
     assert guess["usd"] == pytest.approx(guess["usd_training"] + guess["usd_predictions"], abs=1e-4)
     assert "estimated at 4 bytes a token" in guess["usd_detail"] and "as of autumn 2026" in guess["usd_detail"]
-    assert "no price is known" in estimate(ManagedOptions(base_model="m", dialect="nebius"), task())["not_estimated"]
+    nano = estimate(ManagedOptions(base_model="gpt-4.1-nano-2025-04-14"), task())
+    assert nano["usd"] is None and nano["paid"] and "no price is known for gpt-4.1-nano" in nano["not_estimated"]
+    assert estimate(ManagedOptions(base_model="m", dialect="nebius"), task())["paid"]
     assert estimate(ManagedOptions(base_model="m", dialect="local"), task())["usd"] == 0.0
 
 
