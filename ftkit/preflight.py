@@ -95,7 +95,7 @@ def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], errors: Se
     """Add token lengths to the audit, or why they could not be had; `errors`: what is known to stop the run already."""
     try:
         report["tokens"] = token_lengths(ref.make(), task)
-        return _token_findings(report["tokens"])
+        return _token_findings(report["tokens"], getattr(ref.options, "sequence_len", None))
     except FtkitError as error:
         why, finding = error.message, Finding("error", error.message, error.hint, "backend")
     except Exception as error:  # a stranger's plugin
@@ -105,7 +105,8 @@ def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], errors: Se
     if not errors:
         return [finding]
     # Whatever keeps the tokens from being shown keeps the model from being trained: it is told once.
-    told = "see the error above" if any(why in e.message for e in errors) else why
+    known = {((e.key or "").split(".")[0], e.message) for e in errors}
+    told = "see the error above" if ("backend", why) in known else why
     return [Finding("note", f"not checked: token lengths ({told})")]
 
 
@@ -161,7 +162,8 @@ def _fault(rendered: Rendered, split: str) -> Finding | None:
     return Finding("error", "no token of this example is learned", "look at one with `ftkit preview`")
 
 
-def _token_findings(lengths: dict[str, Any]) -> list[Finding]:
+def _token_findings(lengths: dict[str, Any], limit: int | None) -> list[Finding]:
+    """Return what the lengths mean where a recipe has this `limit` (`backend.sequence_len`)."""
     if "not_checked" in lengths:
         return [Finding("note", f"not checked: token lengths ({lengths['not_checked']})")]
     findings = []
@@ -170,17 +172,19 @@ def _token_findings(lengths: dict[str, Any]) -> list[Finding]:
             more = f" (and {fault['examples'] - 1} more of {facts['rendered']})" if fault["examples"] > 1 else ""
             message = f"{split}: example {fault['first']!r}{more}: {fault['message']}"
             findings.append(Finding("error", message, fault["hint"], fault["key"]))
+        now = f" (now {limit})" if limit is not None else ""
+        hint = f"raise backend.sequence_len{now}: 95 % of the {split} rows are below {facts['p95']:.0f} tokens"
         if split == "test":  # its answers are never learned, and generation has the whole context
             if facts["lose_prompt_tokens"]:
                 message = (
                     f"test: {facts['lose_prompt_tokens']} of {facts['rendered']} prompts are longer than what training "
                     "reads (the sequence limit); they are measured whole, as far as the model's context reaches"
                 )
-                findings.append(Finding("warning", message, "raise backend.sequence_len", "backend.sequence_len"))
+                findings.append(Finding("warning", message, hint, "backend.sequence_len"))
             continue
         for part in ("prompt", "target"):
             count = facts[f"lose_{part}_tokens"]
             if count:
-                findings.append(Finding("warning", f"{split}: {count} of {facts['rendered']} examples lose {part} tokens to the "
-                                        "sequence limit", "raise backend.sequence_len", "backend.sequence_len"))  # fmt: skip
+                message = f"{split}: {count} of {facts['rendered']} examples lose {part} tokens to the sequence limit"
+                findings.append(Finding("warning", message, hint, "backend.sequence_len"))
     return findings

@@ -14,7 +14,8 @@ import pytest
 
 from ftkit import notebook
 from ftkit.console import Console
-from ftkit.preflight import preflight, token_lengths
+from ftkit.errors import InputError
+from ftkit.preflight import _token_findings, preflight, token_lengths
 from ftkit.records import ModelRef, Rendered, Task
 from ftkit.store import read_json
 
@@ -202,6 +203,33 @@ def test_a_render_that_fails_is_told_once(
     assert str(error) in found.audit["tokens"]["not_checked"] and found.audit["splits"]["test"]["rows"] == 24
     refused = preflight(notebook.load(recipe(backend={"refuse": "no access"})))
     assert [f.message for f in refused.findings if f.level == "error"] == ["no access"]
+
+
+@pytest.mark.parametrize(
+    ("refuse", "told"), [("no tokenizer", "see the error above"), ("no tokenizer at all", "no tokenizer")]
+)
+def test_only_the_same_error_stands_above(
+    recipe: Callable[..., dict[str, Any]], fakes: Any, monkeypatch: pytest.MonkeyPatch, refuse: str, told: str
+) -> None:
+    def render(self: Any, examples: Any) -> Iterator[Rendered]:
+        raise InputError("no tokenizer")
+        yield
+
+    monkeypatch.setattr(fakes.FakeBackend, "render", render)
+    found = preflight(notebook.load(recipe(backend={"refuse": refuse})))
+    assert found.findings[-1].message == f"not checked: token lengths ({told})"
+
+
+def test_lost_tokens_come_with_the_limit_and_what_is_needed(
+    recipe: Callable[..., dict[str, Any]], tmp_path: Path, fakes: Any
+) -> None:
+    rows = [("p" * 10, "t" * 5)] * 18 + [("p" * 30, "tt")] * 2
+    lengths = token_lengths(Renders(20), task_of(recipe, tmp_path / "long", rows))
+    (train, validation, test) = _token_findings(lengths, 20)
+    assert train.message == "train: 2 of 20 examples lose prompt tokens to the sequence limit"
+    assert train.hint == "raise backend.sequence_len (now 20): 95 % of the train rows are below 32 tokens"
+    assert "2 of 20 prompts are longer" in test.message and test.hint == (train.hint or "").replace("train", "test")
+    assert validation.key == "backend.sequence_len"
 
 
 # ---------------------------------------------------------------- training sees no test rows
