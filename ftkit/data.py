@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .audit import audit, without_leaked
+from .audit import audit, counted, without_leaked
 from .audit import normalise as normalise
 from .errors import InputError, Problem, RecipeError
 from .records import Example, Message, Task
@@ -88,7 +88,8 @@ def cut_splits(
         dropped = [item for item in pool[count:] if keys[item[0]] in taken]
         pool = sorted((item for item in pool[count:] if keys[item[0]] not in taken), key=lambda item: item[0])
         notes.append(
-            f"{split}: {count} rows cut from {pool_name}" + (f"; {len(dropped)} repeats left out" if dropped else "")
+            f"{split}: {count} rows cut from {pool_name}"
+            + (f"; {counted(len(dropped), 'repeat', 'repeats')} left out" if dropped else "")
         )
     for split in SPLITS:
         if split in result or split not in wanted or (split != "train" and split not in rows):
@@ -170,7 +171,9 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
         kept = without_leaked(splits)
         dropped = len(splits["train"]) - len(kept)
         splits["train"] = kept
-        notes.append(f"train: {dropped} rows left out, because their input is also in validation or test")
+        notes.append(
+            f"train: {counted(dropped, 'row', 'rows')} left out: in validation or test there is the same input"
+        )
     report = audit(splits) | {"notes": notes} | ({"dropped_from_train": dropped} if dataset.drop_leaked else {})
     task = Task(
         name=recipe.name,
@@ -178,6 +181,7 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
         fingerprints={split: fingerprint(part) for split, part in splits.items()},
         prompt_hash=digest(recipe.prompt.model_dump(mode="json")),
         source={**source, "splits": wanted, "notes": notes},
+        generation=recipe.generation,
     )
     return task, report
 

@@ -105,6 +105,7 @@ class Task(Record):
     fingerprints: dict[str, str]
     prompt_hash: str
     source: dict[str, Any] = dataclasses.field(default_factory=dict)  # path, revision, how splits were cut
+    generation: Generation | None = None  # how the test rows are asked; None where no recipe says so
 
     @property
     def train(self) -> tuple[Example, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.console import usd_text
 from ftkit.errors import FtkitError
-from ftkit.records import Finding, Task
+from ftkit.records import Finding, Generation, Task
 
 from ._dialects import DIALECTS
 from ._lint import Problem, lint
@@ -147,21 +147,23 @@ def estimate(o: ManagedOptions, task: Task | None) -> dict[str, Any]:
     price = price_of(o, prices)
     facts = _facts(o, task)
     passes = epochs(o, len(task.train))
+    samples = (task.generation or Generation()).samples
+    predictions = 2 * len(task.test) * samples
     counts = {
         "trained_tokens": facts.train_tokens * passes,
         "n_epochs": passes,
-        "predictions": 2 * len(task.test),
+        "predictions": predictions,
         "tokens_counted_by": facts.counted,
     }
     if price is None:
         why = f"no price is known for {o.base_model}: give it with backend.prices"
         return {"usd": None, "paid": True, "not_estimated": why, **counts}
     training = facts.train_tokens * passes * price.training / 1e6
-    out = facts.answer_tokens * len(task.test)
+    out = facts.answer_tokens * len(task.test) * samples  # the prompt is paid for once, however many samples
     answers = sum(price.answer(facts.test_in, out, tuned, o.use_batch_api) for tuned in (False, True))
     detail = (
         f"training {usd_text(training)} USD ({facts.train_tokens * passes:,} tokens: {facts.train_tokens:,} x {passes} epochs at "
-        f"{price.training:g} USD/M), {2 * len(task.test):,} answers about {usd_text(answers)} USD"
+        f"{price.training:g} USD/M), {predictions:,} answers about {usd_text(answers)} USD"
         f"{' by the Batch API' if o.use_batch_api else ''}, each assumed as long as the longest reference; "
         f"tokens: {facts.counted}; prices as of {prices.as_of}"
     )

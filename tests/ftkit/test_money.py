@@ -17,6 +17,7 @@ import pytest
 import ftkit
 from ftkit.console import Console
 from ftkit.errors import InputError
+from ftkit.records import Generation
 from ftkit.store import read_json, read_jsonl
 
 QUIET = Console(silent=True)
@@ -50,6 +51,14 @@ def test_a_price_that_nobody_knows_is_confirmed_too(
     assert "the price is not known: no price list" in said and "estimated price: 0.0053 USD" in said
     assert not list((tmp_path / "runs").iterdir())
     assert ftkit.run(unknown, out=tmp_path / "runs", console=QUIET, yes=True).metrics["tuned"]
+
+
+def test_a_backend_that_estimates_knows_how_the_rows_are_asked(
+    fakes: Any, recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    asked = {"max_new_tokens": 16, "temperature": 0.5, "samples": 3}
+    run = ftkit.run(recipe(generation=asked), out=tmp_path, console=QUIET)
+    assert run.context.task.generation == Generation(**asked), "and so it is read back"
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 2)])

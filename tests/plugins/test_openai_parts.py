@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,11 @@ from ftkit_openai import ManagedOptions, OpenAIManaged, _tokens
 from ftkit_openai._dialects import DIALECTS
 from ftkit_openai._infer import Gate, Stopped, seconds_of
 from ftkit_openai._lint import lint, ranges
-from ftkit_openai._preflight import _options, epochs, estimate
+from ftkit_openai._preflight import _options, _price, epochs, estimate
 from ftkit_openai._prices import prices_for
 from ftkit_openai._results import rows_of_results, step_of
 
-from ftkit.records import Example, Message, Task
+from ftkit.records import Example, Generation, Message, Task
 
 
 def chat(*contents: str, **more: Any) -> str:
@@ -129,6 +130,18 @@ def test_the_estimate_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nano["usd"] is None and nano["paid"] and "no price is known for gpt-4.1-nano" in nano["not_estimated"]
     assert estimate(ManagedOptions(base_model="m", dialect="nebius"), task())["paid"]
     assert estimate(ManagedOptions(base_model="m", dialect="local"), task())["usd"] == 0.0
+
+
+def test_every_sample_of_an_answer_is_estimated() -> None:
+    options = ManagedOptions(base_model="m", prices={"m": {"training": 0, "input": 0, "output": 1000}})
+    one = estimate(options, replace(task(), generation=Generation(temperature=1.0)))
+    eight = estimate(options, replace(task(), generation=Generation(temperature=1.0, samples=8)))
+    assert one["usd"] > 0 and eight["usd"] == pytest.approx(8 * one["usd"])
+    assert (one["predictions"], eight["predictions"]) == (20, 160) and "160 answers" in eight["usd_detail"]
+    limited = options.model_copy(update={"max_usd": 2 * one["usd"]})
+    assert not list(_price(limited, replace(task(), generation=Generation())))
+    (above,) = _price(limited, replace(task(), generation=Generation(samples=8)))
+    assert above.level == "error" and "above max_usd" in above.message
 
 
 @pytest.mark.parametrize(("rows", "passes"), [(10, 10), (33, 4), (100, 3), (8000, 3), (9000, 2), (30_000, 1), (2, 25)])
