@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from ftkit.records import Pair, Report
 
-from .text import TEXT_CAPS, clip, json_island, md_fence, md_text, number, one_line, shown, visible
+from .text import TEXT_CAPS, breakable, clip, json_island, md_fence, md_text, number, one_line, shown, visible
 from .view import View, scales_of, view_of
 
 TEXT_BUDGET = 40_000_000  # characters of all examples together
@@ -91,7 +91,7 @@ def _examples(report: Report) -> View:
 
 @functools.cache
 def _environment(markdown: bool = False) -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ftkit.report"),
         autoescape=not markdown,
         finalize=md_text if markdown else shown,
@@ -100,6 +100,8 @@ def _environment(markdown: bool = False) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["breakable"] = breakable
+    return environment
 
 
 @functools.cache

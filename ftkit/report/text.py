@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 TEXT_CAPS = (20_000, 5_000, 1_000, 300)  # characters per text of an example: the largest that fits the budget
 PAGE_CAP = 200_000  # characters of any other text: a recipe, a lock, a message
@@ -54,6 +54,11 @@ def shown(value: object) -> str:
     if isinstance(value, Markup):
         return value
     return NONE if value is None else visible(clip(str(value), PAGE_CAP))
+
+
+def breakable(name: object) -> Markup:
+    """A name of a metric or a system as HTML that a narrow column may break after each - and _."""
+    return Markup(re.sub("([-_])(?=.)", r"\1<wbr>", str(escape(shown(name)))))
 
 
 def pretty(value: object) -> str:

@@ -16,7 +16,7 @@ from ftkit.records import Curve, Delta, Metric, Pair, Report, Section
 from ftkit.report import render
 from ftkit.report.costs import costs_of
 from ftkit.report.render import render_html, render_markdown
-from ftkit.report.text import visible
+from ftkit.report.text import breakable, visible
 
 
 class Page(HTMLParser):
@@ -219,6 +219,12 @@ def test_an_unfinished_run_is_spoken_of_once(draw: Any) -> None:
     first = text.replace("\\", "").split("Scores\n" if draw is render_markdown else 'id="scores"')[0]
     assert first.count("this run failed in train: out of memory") == 1
     assert first.count("out of memory") == 1
+
+
+def test_names_break_after_their_marks_and_stay_data() -> None:
+    assert str(breakable("control-lead_3")) == "control-<wbr>lead_<wbr>3"
+    assert str(breakable("a_<b>&_\x1b-")) == "a_<wbr>&lt;b&gt;&amp;_<wbr>␛-"
+    assert breakable(None) == "–"
 
 
 def test_values_that_are_no_numbers_do_not_stop_the_report() -> None:

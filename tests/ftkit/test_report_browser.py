@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import hostile_report, large_report, priced_report, sample_report
+from report_samples import hostile_report, large_report, metric, priced_report, sample_report, system
 
-from ftkit.records import Report
+from ftkit.records import Delta, Report
 from ftkit.report.render import render_html
 
 ROOT = Path(__file__).parents[2]
@@ -228,6 +228,35 @@ def test_an_unfinished_run_says_what_is_missing(page: Callable[..., Any]) -> Non
     assert "this run failed in train: out of memory; go on with: ftkit run --resume runs/run-a" in text
     assert browser.get_log("browser") == []
     screenshot(browser, "report-unfinished-390", 390)
+
+
+def test_names_are_not_broken_inside_a_word(page: Callable[..., Any]) -> None:
+    names = ("rougeLsum", "generated_words", "all_slots")
+    browser = page(
+        sample_report(
+            systems=tuple(
+                system(name, role, 0.2, metrics={n: metric(n, 0.2) for n in names})
+                for name, role in (("baseline", "baseline"), ("control-majority_class", "control"))
+            ),
+            primary=names[0],
+            deltas=tuple(Delta("baseline", "control-majority_class", n, 0.1, 0.0, 0.2, 0.03, 60) for n in names),
+        ),
+        390,
+    )
+    broken = browser.execute_script("""
+        const broken = [];
+        for (const cell of document.querySelectorAll("th, .pair, .forest .name, dt")) {
+          for (const part of cell.childNodes) {
+            const range = document.createRange();
+            range.selectNodeContents(part);
+            if (part.nodeType === 3 && !/[ ]/.test(part.data.trim()) && range.getClientRects().length > 1) {
+              broken.push(part.data);
+            }
+          }
+        }
+        return broken;""")
+    assert broken == [] and overflow(browser) <= 0
+    screenshot(browser, "report-names-390", 390)
 
 
 @pytest.mark.needs(AXE)
