@@ -335,12 +335,14 @@ def report(runs: tuple[str, ...], out: Path | None, anyway: bool, prices: tuple[
 
 
 @ftkit.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
 @_out
 @_json
-def runs(out: Path, as_json: bool) -> None:
-    """List what was run, with its headline numbers."""
+def runs(folder: Path | None, out: Path, as_json: bool) -> None:
+    """List what was run in FOLDER (the same as --out FOLDER), with its headline numbers."""
     from .store import list_runs
 
+    out = folder or out
     rows = [headlines(found) for found in list_runs(out)]
     if as_json:
         print_json({"runs": rows})

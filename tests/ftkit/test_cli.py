@@ -84,6 +84,8 @@ def test_run_report_runs_and_check_as_json(command: Command, recipe_file: Callab
     assert {"report.html", "report.md", "report.json"} == {p.name for p in (tmp_path / "both").iterdir()}
 
     listed = ok(command("runs", "--json"))["runs"]
+    assert ok(command("runs", "runs", "--json"))["runs"] == listed
+    assert "no runs in elsewhere/" in command("runs", "elsewhere").stderr
     assert [row["name"] for row in listed] == ["fake-run", "weak"] and all(row["status"] == "done" for row in listed)
     assert listed[0]["metrics"]["tuned"]["metric"] == "overlap"
     text = command("runs").stdout
