@@ -60,10 +60,10 @@ def audit_warnings(report: Mapping[str, Any]) -> list[str]:
     """Return the audit's findings that a reader must see, one sentence each."""
     warnings = []
     for split, facts in report["splits"].items():
-        for kind in ("empty_inputs", "empty_targets"):
-            if facts[kind]:
-                ids = ", ".join(facts[kind][:5]) + (", ..." if len(facts[kind]) > 5 else "")
-                warnings.append(f"{split}: {len(facts[kind])} {kind.replace('_', ' ')} (id {ids})")
+        for kind in ("input", "target"):
+            if empty := facts[f"empty_{kind}s"]:
+                ids = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+                warnings.append(f"{split}: {counted(len(empty), f'empty {kind}', f'empty {kind}s')} (id {ids})")
         if facts["copies"] * 2 >= max(facts["rows"], 1):
             warnings.append(
                 f"{split}: {facts['copies']} of {facts['rows']} rows have their input as the target; "
@@ -72,12 +72,14 @@ def audit_warnings(report: Mapping[str, Any]) -> list[str]:
     for split, leak in report["leaks"].items():
         if leak["rows"]:
             warnings.append(
-                f"{split}: {leak['rows']} rows have an input that also occurs in train; "
+                f"{split}: {counted(leak['rows'], 'row has', 'rows have')} an input that also occurs in train; "
                 "`dataset.drop_leaked: true` takes them out of train"
             )
     overlap = report.get("test_in_validation")
     if overlap and overlap["rows"]:
-        warnings.append(f"test: {overlap['rows']} rows have an input that also occurs in validation")
+        warnings.append(
+            f"test: {counted(overlap['rows'], 'row has', 'rows have')} an input that also occurs in validation"
+        )
     return warnings
 
 

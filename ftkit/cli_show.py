@@ -122,6 +122,7 @@ def _table(report: Report) -> str:
 
 def print_example(shown: Rendered, lengths: Mapping[str, Any], rows: int) -> None:
     """Print one training example token by token, with counts, and the lengths of its split of so many `rows`."""
+    from .audit import counted
     from .console import escape
 
     _print_tokens(shown)
@@ -136,7 +137,9 @@ def print_example(shown: Rendered, lengths: Mapping[str, Any], rows: int) -> Non
             which = f"the first {seen:,} of {rows:,} rows" if seen < rows else f"all {rows:,} rows"
             lengths_of = f"median {facts['median']:.0f}, 95 % below {facts['p95']:.0f}, longest {facts['max']} tokens"
             lose = ", ".join(
-                f"{n} lose {part} tokens" for part in ("prompt", "target") if (n := facts[f"lose_{part}_tokens"])
+                f"{counted(n, 'loses', 'lose')} {part} tokens"
+                for part in ("prompt", "target")
+                if (n := facts[f"lose_{part}_tokens"])
             )
             lost = f"; {lose} (backend.sequence_len)" if lose else ""
             click.echo(f"{name}, {which}: {lengths_of}{lost}")

@@ -177,8 +177,8 @@ def _token_findings(lengths: dict[str, Any], limit: int | None) -> list[Finding]
         if split == "test":  # its answers are never learned, and generation has the whole context
             if facts["lose_prompt_tokens"]:
                 message = (
-                    f"test: {facts['lose_prompt_tokens']} of {facts['rendered']} prompts are longer than what training "
-                    "reads (the sequence limit); they are measured whole, as far as the model's context reaches"
+                    f"test: prompts longer than what training reads (the sequence limit): {facts['lose_prompt_tokens']} of "
+                    f"{facts['rendered']}; what is measured is the whole prompt, as far as the model's context reaches"
                 )
                 findings.append(Finding("warning", message, hint, "backend.sequence_len"))
             continue

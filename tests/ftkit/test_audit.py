@@ -228,7 +228,7 @@ def test_lost_tokens_come_with_the_limit_and_what_is_needed(
     (train, validation, test) = _token_findings(lengths, 20)
     assert train.message == "train: 2 of 20 examples lose prompt tokens to the sequence limit"
     assert train.hint == "raise backend.sequence_len (now 20): 95 % of the train rows are below 32 tokens"
-    assert "2 of 20 prompts are longer" in test.message and test.hint == (train.hint or "").replace("train", "test")
+    assert "the sequence limit): 2 of 20;" in test.message and test.hint == (train.hint or "").replace("train", "test")
     assert validation.key == "backend.sequence_len"
 
 

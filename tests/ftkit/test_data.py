@@ -317,7 +317,8 @@ def test_audit_counts(tmp_path: Path, task_of: Any) -> None:
     assert set(splits["test"]["scripts"]) == {"Latin", "Cyrillic"}
     told = "\n".join(audit_warnings(audit))
     assert "test: 2 rows have an input that also occurs in train" in told and "drop_leaked" in told
-    assert "test: 2 empty targets (id test-1, test-4)" in told
+    assert "test: 2 empty targets (id test-1, test-4)" in told and "test: 1 empty input (id test-2)" in told
+    assert "validation: 1 row has an input that also occurs in train" in told
 
     assert "as the target" not in told
     assert audit_notes(audit) == [
