@@ -119,7 +119,9 @@ class BatchSession(Session):
             provider,
             run,
             _name(portion),
-            lambda: _created(provider, file_id, metadata),
+            lambda: provider.client.batches.create(
+                input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
+            ),
             lambda: _find(provider, metadata),
             "a batch of requests",
         )
@@ -191,15 +193,6 @@ def _name(portion: list[_Asked]) -> str:
 def custom_id(example: Example) -> str:
     """Return an id for a request: an example's own may be longer than the API takes."""
     return example.id if len(example.id) <= 64 and example.id.isascii() else digest(example.id)
-
-
-def _created(provider: Provider, file: str, metadata: dict[str, str]) -> Any:
-    made = provider.client.batches.create(
-        input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
-    )
-    if not getattr(made, "id", None):
-        raise Malformed("the answer to the create request names no batch")
-    return made
 
 
 def _find(provider: Provider, metadata: dict[str, str]) -> Any:

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import openai
+
 from ftkit.errors import RunFailed
 from ftkit.store import RunContext
 
-from ._client import PASSING, Provider, jittered, kind, never_sent, retry_after
+from ._client import PASSING, Malformed, Provider, jittered, kind, never_sent, retry_after
 
 Find = Callable[[], Any]  # returns what carries the run's mark, or None; may raise what the client raises
 
@@ -38,24 +40,38 @@ def create_once(
         # From here to the answer a dying process leaves a doubt; before it, none.
         run.save_state(**{name: {"phase": "creating", "asked": round(time.time(), 3)}, "create_again": False})
         try:
-            return _made(run, name, create())
+            made = create()
+            if not isinstance(getattr(made, "id", None), str) or not made.id:
+                raise Malformed(f"the answer to the request that creates {what} names none")
         except Exception as error:
             failure = kind(error)
-            refused = failure not in PASSING or failure == "rate" or never_sent(error)
-            if not refused:
-                made = _looked_for(provider, find)
-                if made is not None:
-                    return _made(run, name, made, f"{what} exists ({made.id}), though its answer was lost: it is taken")
+            if surely_not_made(error):
+                run.save_state(**{name: {"phase": "refused"}})
+            else:
+                found = _looked_for(provider, find)
+                if found is not None:
+                    note = f"{what} exists ({found.id}), though its answer was lost: it is taken"
+                    return _made(run, name, found, note)
                 if not provider.dialect.authoritative:
                     problem = provider.explain(error, f"creating {what}")
                     raise _unknown(provider, run, name, what, problem.message) from None
-            else:
-                run.save_state(**{name: {"phase": "refused"}})  # surely none was made
             wait = max(retry_after(error) or 0.0, jittered(min(0.5 * 2**attempt, 15.0)))
             if failure not in PASSING or time.monotonic() + wait > until:
                 raise provider.explain(error, f"creating {what}") from None
+        else:
+            return _made(run, name, made)  # outside: what fails here fails with a job in the world
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def surely_not_made(error: BaseException) -> bool:
+    """Say whether a failed request surely created nothing: it was refused as it stands, or never sent.
+
+    Anything else is a doubt, also an error that is none of the client's.
+    """
+    if isinstance(error, openai.APIStatusError):
+        return 400 <= error.status_code < 500 and error.status_code not in (408, 409)
+    return never_sent(error)
 
 
 def _made(run: RunContext, name: str, made: Any, note: str | None = None) -> Any:

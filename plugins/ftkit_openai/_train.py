@@ -13,7 +13,7 @@ from ftkit.errors import Interrupted, RunFailed
 from ftkit.records import ModelRef, Task
 from ftkit.store import RunContext, write_json
 
-from ._client import BARRED, Malformed, Provider, jittered
+from ._client import BARRED, Provider, jittered
 from ._connect import connected
 from ._create import create_once
 from ._deploy import deployed
@@ -87,7 +87,7 @@ class _Training:
             self.provider,
             self.run,
             "job",
-            lambda: self.create(body),
+            lambda: self.jobs.create(**body),
             lambda: find_job(self.provider, self.run),
             "a job",
         )
@@ -125,12 +125,6 @@ class _Training:
             content = hashlib.sha256(json.dumps([train_file.sha256, body], sort_keys=True).encode()).hexdigest()
             body["metadata"] = {**job_mark(self.run), "ftkit_content": content}
         return body
-
-    def create(self, body: dict[str, Any]) -> Any:
-        job = self.jobs.create(**body)
-        if not getattr(job, "id", None):
-            raise Malformed("the answer to the create request names no job")
-        return job
 
     # ---- following it
 

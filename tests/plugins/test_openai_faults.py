@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -67,10 +68,20 @@ def test_every_request_gets_over_a_fault(stub: Stub, tmp_path: Path, fault: dict
         {"body": b"not json"},
         {"body": b'{"error": {}}'},
         {"body": b""},
+        {"body": b'{"id": 5, "object": "fine_tuning.job"}'},
         {"status": 408},
+        {"status": 409, "error": {"message": "billing is being set up", "type": "x", "code": None}},
+        {
+            "status": 503,
+            "error": {"message": "The billing service did not answer in time", "type": "server_error", "code": None},
+        },
+        {
+            "status": 500,
+            "error": {"message": "insufficient_quota of workers for the model", "type": "x", "code": "model_not_found"},
+        },
         {"delay": 3.0},
     ],
-    ids=lambda f: "-".join(map(str, f)),
+    ids=lambda f: "-".join(map(str, f.values()))[:40],
 )
 def test_a_job_whose_answer_was_lost_is_found(stub: Stub, tmp_path: Path, fault: dict[str, Any]) -> None:
     stub.fail("POST", CREATE, after=True, **fault)
@@ -79,6 +90,27 @@ def test_a_job_whose_answer_was_lost_is_found(stub: Stub, tmp_path: Path, fault:
     finished(done, stub)
     assert stub.count("POST", CREATE) == 1
     assert any("its answer was lost: it is taken" in row.get("message", "") for row in done.log_rows())
+
+
+def test_a_job_that_could_not_be_written_down_is_found(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full just when the answer came: that is no refusal."""
+    save = RunContext.save_state
+    full = [True]
+
+    def no_space(self: RunContext, **values: Any) -> None:
+        if (values.get("job") or {}).get("phase") == "created" and full:
+            full.clear()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, **values)
+
+    monkeypatch.setattr(RunContext, "save_state", no_space)
+    with pytest.raises(FtkitError, match="the disk is full"):
+        run(stub, tmp_path)
+    assert len(stub.jobs) == 1 and state(newest(tmp_path))["job"]["phase"] == "creating"
+    finished(resume(newest(tmp_path)), stub)
+    assert stub.count("POST", CREATE) == 1
 
 
 def test_a_job_in_doubt_is_left_to_the_user(stub: Stub, tmp_path: Path) -> None:
