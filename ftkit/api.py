@@ -80,6 +80,9 @@ class Session(ABC):
 class Backend(Plugin, ABC):
     """Something that can answer, and learn to answer better: a local trainer, a provider, a rule."""
 
+    # Set by the core before `check` and `estimate`: only its untouched model will be asked, for a comparison.
+    control: bool = False
+
     def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
         """Say what would go wrong, before anything is spent. `task` is None where no data could be read."""
         return ()
@@ -89,7 +92,7 @@ class Backend(Plugin, ABC):
 
         Where `usd` is above 0, the user is asked before anything is spent (`--yes` answers); `usd_detail` is a
         line that is shown with it. Where it costs an amount that is not known, return `usd` None, `paid` True and
-        `not_estimated`: the user is asked just so.
+        `not_estimated`: the user is asked just so. A `control` costs its answers alone, once.
         """
         return {"not_estimated": f"{self.name} gives no estimate"}
 

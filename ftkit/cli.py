@@ -229,7 +229,7 @@ def _checked(name: str, overrides: tuple[str, ...], debug: bool) -> dict[str, An
         found = preflight(recipe)
     problems = problems_of(recipe, found.findings)
     show_findings(name, found, problems)
-    return checked_as_dict(name, problems, found.audit, found.estimate)
+    return checked_as_dict(name, problems, found.audit, found.estimate, found.control_estimates)
 
 
 @ftkit.command()

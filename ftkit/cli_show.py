@@ -53,20 +53,25 @@ def show_findings(name: str, found: Preflight, problems: Iterable[Problem]) -> N
     if found.task is not None:
         rows = ", ".join(f"{len(part)} {split}" for split, part in found.task.splits.items())
         click.echo(escape(f"{name}: {rows} rows"), err=True)
-    estimate = found.estimate
-    if "not_estimated" in estimate:
-        click.echo(escape(f"not estimated: {estimate['not_estimated']}"), err=True)
-    parts = [f"{estimate['memory_bytes'] / 1e9:.1f} GB"] if estimate.get("memory_bytes") else []
-    parts += [clock(estimate["seconds"])] if estimate.get("seconds") else []
-    parts += [f"{usd_text(estimate['usd'])} USD"] if estimate.get("usd") is not None else []
-    parts += [str(estimate["usd_detail"])] if estimate.get("usd_detail") else []
-    if parts:
-        click.echo(escape(f"estimate (rough): {', '.join(parts)}"), err=True)
+    for estimate in found.estimates:
+        of = f"control {estimate['control']}: " if "control" in estimate else ""
+        if "not_estimated" in estimate and not of:
+            click.echo(escape(f"not estimated: {estimate['not_estimated']}"), err=True)
+        parts = [f"{estimate['memory_bytes'] / 1e9:.1f} GB"] if estimate.get("memory_bytes") else []
+        parts += [clock(estimate["seconds"])] if estimate.get("seconds") else []
+        parts += [f"{usd_text(estimate['usd'])} USD"] if estimate.get("usd") is not None else []
+        parts += [str(estimate["usd_detail"])] if estimate.get("usd_detail") else []
+        if parts:
+            click.echo(escape(f"{of}estimate (rough): {', '.join(parts)}"), err=True)
     show_count(name, len(found.errors))
 
 
 def checked_as_dict(
-    name: str, problems: Sequence[Problem], audit: Mapping[str, Any] | None = None, estimate: Any = None
+    name: str,
+    problems: Sequence[Problem],
+    audit: Mapping[str, Any] | None = None,
+    estimate: Any = None,
+    controls: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return what `check --json` prints of one recipe."""
     levels = {level: [p.to_dict() for p in problems if p.level == level] for level in ("error", "warning")}
@@ -77,6 +82,7 @@ def checked_as_dict(
         "warnings": levels["warning"],
         "audit": audit or {},
         "estimate": estimate or {},
+        "control_estimates": list(controls),
     }
 
 

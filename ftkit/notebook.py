@@ -152,7 +152,7 @@ def run_all(
         for recipe in loaded:
             found = preflight(recipe)
             found.raise_errors(recipe)
-            estimates.append(found.estimate)
+            estimates += found.estimates
         confirm_price(estimates, console, yes)
         yes = True
     runs: list[Run] = []

@@ -21,6 +21,12 @@ class Preflight:
     audit: dict[str, Any]
     findings: list[Finding]
     estimate: dict[str, Any] = field(default_factory=dict)
+    control_estimates: list[dict[str, Any]] = field(default_factory=list)  # each with its `control`'s name
+
+    @property
+    def estimates(self) -> list[dict[str, Any]]:
+        """All that this recipe is estimated to cost: its own backend, then its controls."""
+        return [self.estimate, *self.control_estimates]
 
     @property
     def errors(self) -> list[Finding]:
@@ -61,7 +67,6 @@ def preflight(recipe: Recipe) -> Preflight:
         findings += [Finding("note", text) for text in audit_notes(report)]
     if report.get("dropped_from_train"):
         findings.append(Finding("note", report["notes"][-1], key="dataset.drop_leaked"))
-    backend = recipe.backend.make()
     for ref in (recipe.backend, *recipe.controls):
         findings += _checked(ref, task, "backend.plugin" if ref is recipe.backend else "controls")
     for ref in recipe.evaluators:
@@ -69,16 +74,24 @@ def preflight(recipe: Recipe) -> Preflight:
             findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
     if task is not None:
         findings += _audit_tokens(recipe.backend, task, report, [f for f in findings if f.level == "error"])
+    controls = [{"control": ref.name, **_estimated(ref, task, True)} for ref in recipe.controls]
+    return Preflight(task, report, findings, _estimated(recipe.backend, task, False), controls)
+
+
+def _estimated(ref: PluginRef, task: Task | None, control: bool) -> dict[str, Any]:
+    backend = ref.make()
+    backend.control = control
     try:
-        estimate = backend.estimate(task)
+        return dict(backend.estimate(task))
     except Exception as error:  # an estimate that fails must not stop a run
-        estimate = {"not_estimated": f"{type(error).__name__}: {error}"}
-    return Preflight(task, report, findings, estimate)
+        return {"not_estimated": f"{type(error).__name__}: {error}"}
 
 
 def _checked(ref: PluginRef, task: Task | None, key: str) -> list[Finding]:
     try:
-        return list(ref.make().check(task, None))
+        backend = ref.make()
+        backend.control = key == "controls"
+        return list(backend.check(task, None))
     except FtkitError as error:
         return [Finding("error", error.message, error.hint, key)]
     except Exception as error:  # a stranger's plugin: its defect is a finding, not a crash

@@ -138,10 +138,11 @@ class _Execution:
                 self.console.say(f"  note: {finding.message}")
         for text in found.warnings:
             self.warn(text)
-        confirm_price([found.estimate], self.console, self.yes)
+        confirm_price(found.estimates, self.console, self.yes)
         self.run.save_task(found.task)
         self.run.task = found.task
-        write_json(self.run.path("audit.json"), {**found.audit, "estimate": found.estimate})
+        estimates = {"estimate": found.estimate, "control_estimates": found.control_estimates}
+        write_json(self.run.path("audit.json"), {**found.audit, **estimates})
         lock = provenance.lock(self.recipe.source)
         lock["data"] = {**found.task.source, "fingerprints": found.task.fingerprints, "prompt": found.task.prompt_hash}
         lock["model"] = self.backend.identity(self.backend.base_model(), self.run)
@@ -156,7 +157,9 @@ class _Execution:
         stats = self.measure(self.backend, [Measurement("baseline", base), *extra], reuse=self.record.reuse)
         for ref in self.recipe.controls:
             control = ref.make()
-            self.measure(control, [Measurement(f"control-{ref.name}", control.base_model())], reuse=self.record.reuse)
+            asked = Measurement(f"control-{ref.name}", control.base_model())
+            usd = self.measure(control, [asked], reuse=self.record.reuse).get("usd")
+            stats = stats if usd is None else {**stats, "usd": stats.get("usd", 0.0) + usd}
         return stats
 
     def train(self) -> dict[str, Any]:
@@ -307,9 +310,11 @@ def confirm_price(estimates: Sequence[dict[str, Any]], console: Console, yes: bo
     priced = [e for e in estimates if (e.get("usd") or 0) > 0]
     unknown = [e for e in estimates if e.get("paid") and e.get("usd") is None]
     for estimate in priced:
-        console.say(f"  estimated price: {usd_text(estimate['usd'])} USD. {estimate.get('usd_detail', '')}".rstrip())
+        price = f"{_of_control(estimate)}{usd_text(estimate['usd'])} USD"
+        console.say(f"  estimated price: {price}. {estimate.get('usd_detail', '')}".rstrip())
     for estimate in unknown:
-        console.say(f"  the price is not known: {estimate.get('not_estimated', 'the backend does not say why')}")
+        why = f"{_of_control(estimate)}{estimate.get('not_estimated', 'the backend does not say why')}"
+        console.say(f"  the price is not known: {why}")
     amounts = [f"about {usd_text(sum(e['usd'] for e in priced))} USD"] if priced else []
     amounts += ["an amount that is not known"] if unknown else []
     if not amounts or yes or console.confirm(f"Spend {' and '.join(amounts)}?"):
@@ -318,6 +323,10 @@ def confirm_price(estimates: Sequence[dict[str, Any]], console: Console, yes: bo
         f"not started: it would cost {' and '.join(amounts)}, and nobody confirmed that; nothing was spent",
         "confirm with --yes (in Python: yes=True)",
     )
+
+
+def _of_control(estimate: dict[str, Any]) -> str:
+    return f"control {estimate['control']}, " if "control" in estimate else ""
 
 
 def _without_test(task: Task) -> Task:

@@ -167,6 +167,7 @@ class FakeSession(Session):
 
 class EchoOptions(Options):
     word: str = ""
+    usd: float | None = None  # what its answers, and its training, are estimated to cost each
 
 
 class Echo(Backend):
@@ -176,6 +177,11 @@ class Echo(Backend):
     summary = "echoes"
     Options = EchoOptions
 
+    def estimate(self, task: Task | None) -> dict[str, Any]:
+        if self.options.usd is None:
+            return super().estimate(task)
+        return {"usd": self.options.usd if self.control else 2 * self.options.usd}
+
     def base_model(self) -> ModelRef:
         return ModelRef("rule", "echo")
 
@@ -184,16 +190,20 @@ class Echo(Backend):
 
     @contextlib.contextmanager
     def load(self, model: ModelRef, run: RunContext) -> Iterator[Session]:
-        yield FakeEcho(self.options.word)
+        yield FakeEcho(self.options.word, self.options.usd)
 
 
 class FakeEcho(Session):
-    def __init__(self, word: str) -> None:
-        self.word = word
+    def __init__(self, word: str, usd: float | None) -> None:
+        self.word, self.usd = word, usd
 
     def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
         for batch in batches:
-            yield [Prediction(e.id, self.word or e.input, s) for e in batch for s in range(generation.samples)]
+            yield [
+                Prediction(e.id, self.word or e.input, s, usd=self.usd and self.usd / 24)
+                for e in batch
+                for s in range(generation.samples)
+            ]
 
 
 class OverlapOptions(Options):

@@ -148,12 +148,14 @@ def _spent(runs: Sequence[RunContext]) -> Iterable[dict[str, Any]]:
     """Yield the estimated and the actual price of each run that had an estimate, in dollars."""
     for run in runs:
         audit = run.path("audit.json")
-        estimate = (read_json(audit).get("estimate") or {}) if audit.exists() else {}
+        written = read_json(audit) if audit.exists() else {}
+        estimate = written.get("estimate") or {}
+        controls = sum(e.get("usd") or 0.0 for e in written.get("control_estimates", ()))
         if estimate.get("usd") is not None:
             paid = [stage.usd for stage in run.record().stages if stage.usd is not None]
             yield {
                 "run": run.record().name,
-                "estimated": estimate["usd"],
+                "estimated": estimate["usd"] + controls,
                 "actual": sum(paid) if paid else None,
                 "prices_as_of": estimate.get("prices_as_of"),
             }

@@ -114,12 +114,12 @@ class OpenAIManaged(Backend):
     def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
         from ._preflight import findings
 
-        return findings(self.options, task)
+        return findings(self.options, task, self.control)
 
     def estimate(self, task: Task | None) -> dict[str, Any]:
         from ._preflight import estimate
 
-        return estimate(self.options, task)
+        return estimate(self.options, task, self.control)
 
     def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
         from ._render import render

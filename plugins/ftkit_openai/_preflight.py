@@ -27,19 +27,20 @@ _PATIENCE = 10.0  # seconds that preflight waits for a provider that does not an
 _LAST_TRAINING_DAY = datetime.date(2027, 1, 6)  # of OpenAI
 
 
-def findings(options: ManagedOptions, task: Task | None) -> Iterator[Finding]:
-    """Yield everything that is wrong or worth knowing. Spends nothing."""
-    yield from _options(options)
+def findings(options: ManagedOptions, task: Task | None, control: bool = False) -> Iterator[Finding]:
+    """Yield everything that is wrong or worth knowing. Spends nothing. A `control` is never trained."""
+    yield from _options(options, control)
     if task is not None:
-        yield from _data(options, task)
-        yield from _price(options, task)
-    yield from _account(options)
+        if not control:
+            yield from _data(options, task)
+        yield from _price(options, task, control)
+    yield from _account(options, control)
 
 
 # ---------------------------------------------------------------- options and data: no network
 
 
-def _options(o: ManagedOptions) -> Iterator[Finding]:
+def _options(o: ManagedOptions, control: bool = False) -> Iterator[Finding]:
     dialect = DIALECTS[o.dialect]
     auto = {
         "n_epochs": "auto",
@@ -61,7 +62,7 @@ def _options(o: ManagedOptions) -> Iterator[Finding]:
         yield Finding(
             "error", f"dialect {o.dialect} has no wandb integration", "use `tracking:` of the recipe", "backend.wandb"
         )
-    if dialect.deploy == "azure" and o.azure is None:
+    if dialect.deploy == "azure" and o.azure is None and not control:
         yield Finding(
             "error",
             "Azure answers with a tuned model only once it is deployed",
@@ -137,8 +138,11 @@ def price_of(o: ManagedOptions, prices: Prices | None = None) -> Price | None:
     return FREE if o.dialect == "local" else (prices or prices_for(o.dialect, o.prices)).of(o.base_model)
 
 
-def estimate(o: ManagedOptions, task: Task | None) -> dict[str, Any]:
-    """Return `usd`, `usd_detail` and the numbers behind them; `not_estimated` where the price is not known."""
+def estimate(o: ManagedOptions, task: Task | None, control: bool = False) -> dict[str, Any]:
+    """Return `usd`, `usd_detail` and the numbers behind them; `not_estimated` where the price is not known.
+
+    A `control` is not trained, and answers once.
+    """
     if task is None:
         return {"not_estimated": "the data could not be read"}
     if o.dialect == "local":
@@ -146,9 +150,10 @@ def estimate(o: ManagedOptions, task: Task | None) -> dict[str, Any]:
     prices = prices_for(o.dialect, o.prices)
     price = price_of(o, prices)
     facts = _facts(o, task)
-    passes = epochs(o, len(task.train))
+    passes = 0 if control else epochs(o, len(task.train))
+    asked = (False,) if control else (False, True)  # is it tuned
     samples = (task.generation or Generation()).samples
-    predictions = 2 * len(task.test) * samples
+    predictions = len(asked) * len(task.test) * samples
     counts = {
         "trained_tokens": facts.train_tokens * passes,
         "n_epochs": passes,
@@ -160,10 +165,13 @@ def estimate(o: ManagedOptions, task: Task | None) -> dict[str, Any]:
         return {"usd": None, "paid": True, "not_estimated": why, **counts}
     training = facts.train_tokens * passes * price.training / 1e6
     out = facts.answer_tokens * len(task.test) * samples  # the prompt is paid for once, however many samples
-    answers = sum(price.answer(facts.test_in, out, tuned, o.use_batch_api) for tuned in (False, True))
-    detail = (
+    answers = sum(price.answer(facts.test_in, out, tuned, o.use_batch_api) for tuned in asked)
+    trained = (
         f"training {usd_text(training)} USD ({facts.train_tokens * passes:,} tokens: {facts.train_tokens:,} x {passes} epochs at "
-        f"{price.training:g} USD/M), {predictions:,} answers about {usd_text(answers)} USD"
+        f"{price.training:g} USD/M), "
+    )
+    detail = (
+        f"{'' if control else trained}{predictions:,} answers about {usd_text(answers)} USD"
         f"{' by the Batch API' if o.use_batch_api else ''}, each assumed as long as the longest reference; "
         f"tokens: {facts.counted}; prices as of {prices.as_of}"
     )
@@ -177,9 +185,9 @@ def estimate(o: ManagedOptions, task: Task | None) -> dict[str, Any]:
     }
 
 
-def _price(o: ManagedOptions, task: Task) -> Iterator[Finding]:
+def _price(o: ManagedOptions, task: Task, control: bool = False) -> Iterator[Finding]:
     try:
-        found = estimate(o, task)
+        found = estimate(o, task, control)
     except ValueError as error:
         yield Finding(
             "error", str(error), "`prices` is {MODEL: {training, input, output}} or a file of that", "backend.prices"
@@ -209,7 +217,7 @@ def _price(o: ManagedOptions, task: Task) -> Iterator[Finding]:
 # ---------------------------------------------------------------- the account: reads alone
 
 
-def _account(o: ManagedOptions) -> Iterator[Finding]:
+def _account(o: ManagedOptions, control: bool = False) -> Iterator[Finding]:
     from ._client import base_url
     from ._connect import connected, missing
 
@@ -223,7 +231,8 @@ def _account(o: ManagedOptions) -> Iterator[Finding]:
     try:
         with connected(o, None, _PATIENCE) as provider:
             yield from _model(o, provider)
-            yield from _right_to_train(o, provider)
+            if not control:
+                yield from _right_to_train(o, provider)
     except FtkitError as error:
         yield Finding("error", error.message, error.hint, "backend.base_url" if o.base_url else "backend.api_key_env")
 

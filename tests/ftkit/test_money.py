@@ -53,6 +53,22 @@ def test_a_price_that_nobody_knows_is_confirmed_too(
     assert ftkit.run(unknown, out=tmp_path / "runs", console=QUIET, yes=True).metrics["tuned"]
 
 
+def test_controls_are_estimated_confirmed_and_counted(
+    fakes: Any, recipe: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paid = recipe({"usd": 4.2}, controls=[{"plugin": "fake-echo", "usd": 0.8}])
+    with pytest.raises(InputError, match=r"about 5\.00 USD"):
+        ftkit.run(paid, out=tmp_path / "runs")
+    assert "estimated price: control fake-echo, 0.80 USD" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"about 10\.00 USD"):
+        ftkit.run(paid, {**paid, "name": "second"}, out=tmp_path / "runs", console=QUIET)
+    run = ftkit.run(paid, out=tmp_path / "runs", console=QUIET, yes=True)
+    stages = {s.name: s for s in run.context.record().stages}
+    assert stages["baseline"].usd == pytest.approx(0.8)
+    (spent,) = run.report.costs["runs"]
+    assert spent["estimated"] == pytest.approx(5.0) and spent["actual"] == pytest.approx(0.8 + 0.25)
+
+
 def test_a_backend_that_estimates_knows_how_the_rows_are_asked(
     fakes: Any, recipe: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from ftkit_openai._dialects import DIALECTS
 from ftkit_openai._infer import Gate, Stopped, seconds_of
 from ftkit_openai._lint import lint, ranges
 from ftkit_openai._preflight import _options, _price, epochs, estimate
+from ftkit_openai._preflight import findings as _findings
 from ftkit_openai._prices import prices_for
 from ftkit_openai._results import rows_of_results, step_of
 
@@ -142,6 +143,18 @@ def test_every_sample_of_an_answer_is_estimated() -> None:
     assert not list(_price(limited, replace(task(), generation=Generation())))
     (above,) = _price(limited, replace(task(), generation=Generation(samples=8)))
     assert above.level == "error" and "above max_usd" in above.message
+
+
+def test_a_control_pays_for_its_answers_alone() -> None:
+    price = {"training": 7, "input": 100, "output": 300, "base_input": 50, "base_output": 200}
+    options = ManagedOptions(base_model="m", prices={"m": price})
+    whole, control = estimate(options, task()), estimate(options, task(), control=True)
+    assert control["usd_training"] == 0 and control["trained_tokens"] == 0 and "training" not in control["usd_detail"]
+    assert control["predictions"] == 10 and 0 < control["usd"] < whole["usd_predictions"] / 2 < whole["usd"]
+    few = task(3)  # too few to train on, but nobody trains
+    unknown = options.model_copy(update={"base_url": "http://127.0.0.1:9/v1", "max_usd": 1.0})
+    said = [f.message for f in _findings(unknown, few, True)]
+    assert len(said) == 1 and "no connection" in said[0]
 
 
 @pytest.mark.parametrize(("rows", "passes"), [(10, 10), (33, 4), (100, 3), (8000, 3), (9000, 2), (30_000, 1), (2, 25)])
