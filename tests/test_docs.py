@@ -48,7 +48,8 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in pages:
         for block in re.findall(r"^```[a-z]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-            found += [(page.name, line) for line in re.findall(r"^(?:\$ )?(ftkit .*)$", block, re.MULTILINE)]
+            whole = block.replace("\\\n", " ")  # a command over several lines
+            found += [(page.name, line) for line in re.findall(r"^(?:\$ )?(ftkit .*)$", whole, re.MULTILINE)]
     return found
 
 
