@@ -155,6 +155,13 @@ class _Execution:
         base = self.backend.base_model()
         extra = list(self.backend.measurements(self.run.task, None))
         stats = self.measure(self.backend, [Measurement("baseline", base), *extra], reuse=self.record.reuse)
+        answers = self.run.predictions("baseline")
+        if answers and all(p.error is not None for p in answers):
+            shutil.rmtree(self.run.path("baseline"))  # --resume asks again
+            raise RunFailed(
+                f"the base model gave no answer: all {len(answers)} requests failed, the first with: {answers[0].error}",
+                f"nothing was trained; when that is mended, go on with: ftkit run --resume {self.run.dir}",
+            )
         for ref in self.recipe.controls:
             control = ref.make()
             asked = Measurement(f"control-{ref.name}", control.base_model())

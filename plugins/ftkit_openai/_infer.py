@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 6  # of one request whose failures pass by themselves, while others succeed
 _LAST_WAIT = 30.0  # seconds that an interrupted session waits for the answers under way
+_HOPELESS = 10  # requests refused as invalid, before any answer: it is the recipe, not the rows
 _FATAL = frozenset(
     {"key", "unavailable", "forbidden", "quota", "billing", "not_found", "model"}
 )  # the same for every request
@@ -194,7 +195,8 @@ class ChatSession(Session):
         self.pool: ThreadPoolExecutor | None = None
         self.spill: Spill | None = None
         self.answers = 0
-        self.refusals = 0
+        self.refusals = 0  # for a rate limit
+        self.invalid = 0  # refused for good
 
     def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
         """Yield each batch's answers as soon as they are there. Raises FtkitError where no request can succeed."""
@@ -256,6 +258,8 @@ class ChatSession(Session):
                 else:
                     self.succeeded = time.monotonic()
                     self.answers += 1
+                    if not self.answered_before() and self.spill is not None:
+                        self.spill.mark()
                     self.gate.answered(raw.headers)
                     latency = round((time.monotonic() - sent) / len(found), 4)
                     return [replace(p, latency=latency) for p in found]
@@ -273,6 +277,10 @@ class ChatSession(Session):
             return
         if failure in _FATAL or not failure:
             raise self.provider.explain(error, "asking the model", self.model.uri) from None
+        if failure == "invalid" and "context_length" not in f"{error.code}":  # type: ignore[attr-defined]
+            self.invalid += 1
+            if self.invalid >= _HOPELESS and not self.answered_before():
+                raise self.provider.explain(error, f"asking the model, {_HOPELESS} times out of {_HOPELESS}") from None
         if failure in ("rate", "network", "server", "timeout") and now - self.succeeded > self.options.patience:
             raise self.provider.explain(error, "asking the model") from None
         if failure == "rate":
@@ -282,6 +290,10 @@ class ChatSession(Session):
             self.gate.pause(jittered(min(0.5 * 2**attempt, 15.0)))
         elif failure not in ("invalid", "moderation"):
             self.stop.wait(retry_after(error) or jittered(min(0.5 * 2**attempt, 15.0)))
+
+    def answered_before(self) -> bool:
+        """Say whether this session or an earlier one got an answer to this kind of request."""
+        return self.spill is not None and self.spill.answered
 
     def for_good(self, error: Exception, attempt: int) -> bool:
         """Say whether this request alone will not succeed."""
@@ -308,9 +320,15 @@ class Spill:
     def __init__(self, run: RunContext, model: ModelRef, generation: Generation) -> None:
         name = digest([model.uri, generation.to_dict()])[:16]
         self.journal = Journal(run.scratch("answers") / f"{name}.jsonl")
+        self.marker = run.scratch("answers") / f"{name}.answered"
+        self.answered = self.marker.exists()  # there was an answer
         self.kept: dict[str, list[Prediction]] = {}
         for row in self.journal.read():
             self.kept[row["key"]] = [Prediction.from_dict(p) for p in row["predictions"]]
+
+    def mark(self) -> None:
+        self.answered = True
+        self.marker.touch()
 
     def take(self, batch: Sequence[Example]) -> list[Prediction] | None:
         """Return the answers to a batch that an earlier session left, once."""

@@ -69,6 +69,19 @@ def test_controls_are_estimated_confirmed_and_counted(
     assert spent["estimated"] == pytest.approx(5.0) and spent["actual"] == pytest.approx(0.8 + 0.25)
 
 
+def test_nothing_is_trained_where_the_base_model_gives_no_answer(
+    command: Any, recipe_file: Any, tmp_path: Path
+) -> None:
+    stopped = command("run", recipe_file(), FAKES="answers=none")
+    assert stopped.returncode == 1
+    assert "no answer: all 24 requests failed, the first with: the fake server said 503" in stopped.stderr
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert not (directory / "train" / "log.jsonl").exists()
+    stages = {s["name"]: s["status"] for s in read_json(directory / "run.json")["stages"]}
+    assert stages == {"prepare": "done", "baseline": "failed"}
+    assert command("run", "--resume", directory).returncode == 0, "it asks again"
+
+
 def test_a_backend_that_estimates_knows_how_the_rows_are_asked(
     fakes: Any, recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
