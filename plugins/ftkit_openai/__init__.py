@@ -89,9 +89,10 @@ class ManagedOptions(Options):
     poll_seconds: float = Field(20.0, gt=0, le=60, description="longest wait between two looks at a job")
     shutdown_days: int = Field(30, ge=0, description="warn where the model shuts down within so many days")
     multipart_mb: int = Field(512, gt=0, description="files above so many MB go up in parts")
-    probe_training: bool = Field(
-        False,
-        description="preflight asks for a job on a file that does not exist, to learn whether training is allowed",
+    probe_training: bool | None = Field(
+        None,
+        description="preflight asks for a job on a file that does not exist, to learn free of charge whether training "
+        "is allowed; by default at api.openai.com alone",
     )
 
     paths: ClassVar[tuple[str, ...]] = ("prices",)

@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ftkit.console import usd_text
 from ftkit.errors import FtkitError
@@ -276,31 +277,40 @@ def shutdown_of(o: ManagedOptions, model: Any) -> str | None:
 
 
 def _right_to_train(o: ManagedOptions, provider: Provider) -> Iterator[Finding]:
-    from ._client import BARRED, kind
+    from ._client import BARRED
 
     jobs = provider.client.fine_tuning.jobs
     provider.read("listing the fine-tuning jobs", lambda: jobs.list(limit=1))
-    if o.probe_training:
-        try:
-            made = jobs.create(
-                model=o.base_model, training_file="file-ftkit-does-not-exist", metadata={"ftkit": "probe"}
-            )
-            jobs.cancel(made.id)  # a provider that takes any file in
-        except Exception as error:
-            if kind(error) not in ("invalid", "not_found", "model"):
-                problem = provider.explain(error, "asking whether training is allowed")
-                yield Finding("error", problem.message, problem.hint, "backend.plugin")
-    if provider.host == "api.openai.com":
-        if datetime.date.today() >= _LAST_TRAINING_DAY:
-            yield Finding("error", "OpenAI takes no new fine-tuning job since 2027-01-06", BARRED, "backend.plugin")
-        elif not o.probe_training:
-            yield Finding(
-                "warning",
-                "OpenAI refuses new fine-tuning jobs of most organisations (403 training_not_available), which "
-                "only shows when the job is made, after the baseline was paid for",
-                "backend.probe_training: true asks beforehand, free of charge",
-                "backend.plugin",
-            )
+    own_host = urlsplit(provider.url).hostname == "api.openai.com"
+    if own_host and datetime.date.today() >= _LAST_TRAINING_DAY:
+        yield Finding("error", "OpenAI takes no new fine-tuning job since 2027-01-06", BARRED, "backend.plugin")
+    elif own_host if o.probe_training is None else o.probe_training:
+        yield from _probed(o, provider)
+    elif own_host:
+        yield Finding(
+            "warning",
+            "OpenAI refuses new fine-tuning jobs of most organisations (403 training_not_available), which "
+            "only shows when the job is made, after the baseline was paid for",
+            "without backend.probe_training: false it is asked beforehand, free of charge",
+            "backend.plugin",
+        )
+
+
+def _probed(o: ManagedOptions, provider: Provider) -> Iterator[Finding]:
+    """Ask for a job on a file that does not exist: who may train is told that it is missing, others are refused."""
+    from ._client import kind
+
+    jobs = provider.client.fine_tuning.jobs
+    try:
+        made = jobs.create(model=o.base_model, training_file="file-ftkit-does-not-exist", metadata={"ftkit": "probe"})
+        jobs.cancel(made.id)  # a provider that takes any file in
+    except Exception as error:
+        failure = kind(error)
+        if failure in ("invalid", "not_found", "model"):
+            return
+        problem = provider.explain(error, "asking whether training is allowed")
+        barred = failure in ("unavailable", "forbidden", "key", "quota", "billing")
+        yield Finding("error" if barred else "warning", problem.message, problem.hint, "backend.plugin")
 
 
 _until: dict[tuple[str, str, str], str | None] = {}

@@ -6,13 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_kit import finished, newest, resume, run, stub
+from openai_kit import finished, newest, recipe, resume, run, stub, write_rows
 from openai_stub import Stub
 
-from ftkit.errors import RunFailed
+from ftkit.errors import FtkitError, RunFailed
+from ftkit.preflight import preflight
+from ftkit.recipe import load_recipe
+from ftkit.records import Finding
 from ftkit.store import read_json
 
 __all__ = ["stub"]
+
+
+def found(stub: Stub, tmp_path: Path, **backend: Any) -> list[Finding]:
+    """Return what preflight says of a recipe."""
+    return preflight(load_recipe(recipe(stub, write_rows(tmp_path / "rows"), **backend))).findings
+
+
 CHAT = "/v1/chat/completions"
 REFUSED = {
     "message": "Unsupported parameter: 'temperature'",
@@ -60,3 +70,56 @@ def test_prompts_that_are_too_long_are_the_rows_own_fault(stub: Stub, tmp_path: 
     }
     stub.fail("POST", CHAT, status=400, error=long, times=10**6, when=lambda body: len(stub.asked) < 20)
     assert run(stub, tmp_path, {"test": 40}).record().status == "done"
+
+
+BARRED = {"message": "Fine-tuning is not available to your organization", "code": "training_not_available", "type": "x"}
+JOBS = "/v1/fine_tuning/jobs"
+
+
+@pytest.fixture
+def openai_itself(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The stub under OpenAI's own name, which is the address of this machine here."""
+    import socket
+
+    asked = socket.getaddrinfo
+
+    def here(host: Any, *rest: Any, **more: Any) -> Any:
+        return asked("127.0.0.1" if host == "api.openai.com" else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", here)
+    monkeypatch.setenv("NO_PROXY", "*")
+    return stub.url.replace("127.0.0.1", "api.openai.com")
+
+
+def test_openai_is_asked_whether_training_is_allowed_before_anything_is_paid(
+    stub: Stub, tmp_path: Path, openai_itself: str
+) -> None:
+    fault = stub.fail("POST", JOBS, status=403, error=BARRED, times=10**6)
+    with pytest.raises(FtkitError, match=r"training_not_available\)[\s\S]*ftkit serve"):
+        run(stub, tmp_path, base_url=openai_itself)
+    assert stub.answered == 0 and not stub.files and stub.count("POST", JOBS) == 1
+    assert not list((tmp_path / "runs").iterdir())
+    fault.times = 0
+    done = run(stub, tmp_path, base_url=openai_itself)
+    finished(done, stub)
+    bodies = [s.body for s in stub.asked if s.method == "POST" and s.path == JOBS]
+    assert b"file-ftkit-does-not-exist" in bodies[1] and b"does-not-exist" not in bodies[2]
+
+
+def test_who_may_train_is_not_asked_where_the_recipe_says_so_nor_elsewhere(
+    stub: Stub, tmp_path: Path, openai_itself: str
+) -> None:
+    said = [f.message for f in found(stub, tmp_path, base_url=openai_itself, probe_training=False)]
+    assert any("only shows when the job is made" in text for text in said)
+    assert found(stub, tmp_path) and stub.count("POST", JOBS) == 0
+    control = {
+        **recipe(stub, tmp_path / "rows"),
+        "controls": [recipe(stub, tmp_path / "rows", base_url=openai_itself)["backend"]],
+    }
+    assert preflight(load_recipe(control)).findings and stub.count("POST", JOBS) == 0, "a control is not trained"
+
+
+def test_a_probe_without_an_answer_is_a_warning(stub: Stub, tmp_path: Path) -> None:
+    stub.fail("POST", JOBS, status=503, times=1)
+    (told,) = [f for f in found(stub, tmp_path, probe_training=True) if "whether training is allowed" in f.message]
+    assert told.level == "warning"
