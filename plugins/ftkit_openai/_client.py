@@ -81,8 +81,15 @@ def _certificates() -> ssl.SSLContext:
 class Provider:
     """One provider, connected. No request is sent twice unless `read` sends it; nothing here tells the key."""
 
-    def __init__(self, options: ManagedOptions, url: str, patience: float | None = None) -> None:
+    def __init__(
+        self, options: ManagedOptions, url: str, patience: float | None = None, directory: Path | None = None
+    ) -> None:
         self.options = options
+        # How to go on after an error; nothing outside a run, where there is nothing to go on with.
+        kept = "what was paid for is kept"
+        self.again = (
+            f"when the cause is mended, go on with `ftkit run --resume {directory}`: {kept}" if directory else ""
+        )
         self.dialect: Dialect = DIALECTS[options.dialect]
         self.url = url
         parts = urlsplit(url)  # never its user and password
@@ -143,7 +150,7 @@ class Provider:
         where, name = self.dialect.where, key_env(self.options) or "the API key"
         model = model or self.options.base_model
         status = getattr(error, "status_code", None)
-        again = "when the cause is mended, go on with `ftkit run --resume RUN_DIR`: what was paid for is kept"
+        again = self.again
         message, hint = {
             "key": (f"{where} does not accept the key in {name} (401)", f"put a valid key into the environment or into .env as {name}=..."),
             "unavailable": (f"{where} does not let this organisation train (403 training_not_available)", BARRED),
@@ -160,7 +167,7 @@ class Provider:
             "malformed": (f"{where} answered with something that is no answer while {what}: {said}", f"is backend.base_url right? {again}"),
             "network": (f"no connection to {self.host} while {what}: {said}", f"check the network and backend.base_url. {again}"),
         }.get(failure, (f"{type(error).__name__} while {what}: {said}", again))  # fmt: skip
-        return RunFailed(message, hint)
+        return RunFailed(message, hint.strip() or None)
 
 
 def kind(error: BaseException) -> str:

@@ -26,7 +26,7 @@ def connected(options: ManagedOptions, run: RunContext | None, patience: float |
     problem = missing(options, url)
     if problem is not None or url is None:
         raise InputError(*(problem or ("backend.base_url is missing", None)))
-    provider = Provider(options, url, patience)
+    provider = Provider(options, url, patience, run.dir if run is not None else None)
     try:
         yield provider
     finally:

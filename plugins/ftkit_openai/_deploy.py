@@ -119,7 +119,7 @@ def _asked(
             said = answer.text.replace(secret, "[key]")[:300]
             if answer.status_code in (401, 403):
                 raise RunFailed(f"{provider.dialect.where} does not let this token deploy ({answer.status_code}): {said}",
-                                "get a new one, with the right to deploy, and go on with `ftkit run --resume RUN_DIR`")  # fmt: skip
+                                f"get a new one, with the right to deploy. {provider.again}".strip())  # fmt: skip
             raise openai.APIStatusError(said, response=answer, body=None)
         data = answer.json()
         if not isinstance(data, dict):
