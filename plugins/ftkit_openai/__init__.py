@@ -5,11 +5,12 @@ Light: what imports openai lives in the `_*.py` files, what imports FastAPI in `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator
 
 from ftkit.api import Backend, Options, Requires, Session
 from ftkit.hookspecs import hookimpl
@@ -52,7 +53,6 @@ class ManagedOptions(Options):
     base_url: str | None = Field(None, description="address of the API up to /v1; the dialect's by default")
     api_key_env: str | None = Field(
         None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",  # a key that was written here would stand in every recipe.yaml
         description="variable with the key, from the environment or .env; OPENAI_API_KEY by default",
     )
 
@@ -95,6 +95,27 @@ class ManagedOptions(Options):
         "is allowed; by default at api.openai.com alone",
     )
 
+    @field_validator("api_key_env", mode="before")
+    @classmethod
+    def _names_a_variable(cls, value: Any) -> Any:
+        """Refuse a key, and do not repeat it: it would stand in every error, and in every recipe.yaml."""
+        named = isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]{0,63}", value)
+        if value is not None and (not named or re.fullmatch("[0-9A-F]{16,}|[A-Z0-9]{20,}", value)):
+            raise ValueError(
+                "must be the name of an environment variable in capital letters, such as MY_KEY, and never the key itself"
+            )
+        return value
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _holds_no_password(cls, value: Any) -> Any:
+        if isinstance(value, str) and "@" in value.split("//")[-1].split("/")[0]:
+            raise ValueError(
+                "must hold no user and password: put the key into the environment, and name it in api_key_env"
+            )
+        return value
+
+    model_config = ConfigDict(hide_input_in_errors=True)
     paths: ClassVar[tuple[str, ...]] = ("prices",)
     renamed: ClassVar[Mapping[str, str]] = {
         "model": "base_model", "model_name": "base_model", "api_base": "base_url", "endpoint": "base_url",

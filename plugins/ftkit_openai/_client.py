@@ -152,7 +152,7 @@ class Provider:
         status = getattr(error, "status_code", None)
         again = self.again
         message, hint = {
-            "key": (f"{where} does not accept the key in {name} (401)", f"put a valid key into the environment or into .env as {name}=..."),
+            "key": self._key_refused(),
             "unavailable": (f"{where} does not let this organisation train (403 training_not_available)", BARRED),
             "forbidden": (f"{where} forbids this to the key in {name} (403): {said}", f"while {what}; give the key or its project that right"),
             "model": (f"{where} has no model {model!r} for this key (404)", "`backend.base_model` must be one of the provider's /v1/models"),
@@ -168,6 +168,16 @@ class Provider:
             "network": (f"no connection to {self.host} while {what}: {said}", f"check the network and backend.base_url. {again}"),
         }.get(failure, (f"{type(error).__name__} while {what}: {said}", again))  # fmt: skip
         return RunFailed(message, hint.strip() or None)
+
+    def _key_refused(self) -> tuple[str, str]:
+        """Return the message and the hint of a 401."""
+        where, name = self.dialect.where, key_env(self.options)
+        if name is None:
+            return f"{where} wants a key (401)", "name the variable that holds it: `backend.api_key_env: NAME`"
+        put = f"put a valid key into the environment or into .env as {name}=..."
+        if self._key is None:
+            return f"{where} wants a key, and {name} is not set (401)", put
+        return f"{where} does not accept the key in {name} (401)", put
 
 
 def kind(error: BaseException) -> str:

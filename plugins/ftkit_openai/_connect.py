@@ -41,6 +41,12 @@ def missing(options: ManagedOptions, url: str | None) -> tuple[str, str] | None:
             "for Azure: https://RESOURCE.openai.azure.com/openai/v1/",
         )
     name = key_env(options)
-    if name is not None and not (url and is_loopback(url)) and not api_key(options):
+    key = api_key(options)
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        return (
+            f"the key in {name} holds a character that no key has: a space, a line break or a curly quote",
+            "copy it again, without what stands around it",
+        )
+    if name is not None and not (url and is_loopback(url)) and not key:
         return f"no API key: {name} is not set", f"set it in the environment, or write {name}=... into a file .env here"
     return None

@@ -136,3 +136,23 @@ def test_how_to_go_on_is_said_with_the_runs_own_directory_and_only_where_there_i
     with pytest.raises(RunFailed) as caught:
         run(stub, tmp_path)
     assert f"go on with `ftkit run --resume {newest(tmp_path)}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "\N{LEFT DOUBLE QUOTATION MARK}sk-one", "sk one"])
+def test_a_key_that_cannot_be_sent_is_told_in_one_message(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    (told,) = [f for f in found(stub, tmp_path) if f.level == "error"]
+    assert "the key in OPENAI_API_KEY holds a character that no key has" in told.message and "sk" not in str(told)
+    assert not stub.asked
+
+
+def test_a_server_that_wants_a_key_where_there_is_none(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    (told,) = [f for f in found(stub, tmp_path) if f.level == "error"]
+    assert "wants a key, and OPENAI_API_KEY is not set (401)" in told.message
+    (told,) = [f for f in found(stub, tmp_path, dialect="local") if f.level == "error"]
+    assert "this machine wants a key (401)" in told.message and "backend.api_key_env: NAME" in str(told.hint)

@@ -21,6 +21,8 @@ from ftkit_openai._preflight import findings as _findings
 from ftkit_openai._prices import prices_for
 from ftkit_openai._results import rows_of_results, step_of
 
+from ftkit.errors import RecipeError
+from ftkit.recipe import load_recipe
 from ftkit.records import Example, Generation, Message, Task
 
 
@@ -296,9 +298,27 @@ def test_dialects_take_their_own_hyperparameters() -> None:
     assert DIALECTS["nebius"].base_url == "https://api.tokenfactory.nebius.com/v1/"
 
 
-def test_a_key_is_not_taken_for_the_name_of_a_variable() -> None:
-    with pytest.raises(ValueError, match="api_key_env"):
-        ManagedOptions(base_model="m", api_key_env="sk-proj-abcdef")
+HEX = "deadbeef" * 4
+
+
+@pytest.mark.parametrize("key", ["sk-proj-abcdef", HEX, HEX.upper(), "a" + HEX, 12345678, "my_key"])
+def test_a_key_is_not_taken_for_the_name_of_a_variable(key: Any) -> None:
+    with pytest.raises(ValueError, match=r"api_key_env[\s\S]*name of an environment variable") as caught:
+        ManagedOptions(base_model="m", api_key_env=key)
+    assert str(key) not in str(caught.value)
+    with pytest.raises(RecipeError, match="name of an environment variable") as told:
+        load_recipe(
+            {"dataset": {"path": "x"}, "backend": {"plugin": "openai-managed", "base_model": "m", "api_key_env": key}}
+        )
+    assert str(key) not in str(told.value) and str(key) not in str([p.to_dict() for p in told.value.problems])
+    assert ManagedOptions(base_model="m", api_key_env="AZURE_OPENAI_API_KEY_2").api_key_env
+
+
+def test_an_address_holds_no_password() -> None:
+    with pytest.raises(ValueError, match="no user and password") as caught:
+        ManagedOptions(base_model="m", base_url="http://user:secret@host/v1")
+    assert "secret" not in str(caught.value)
+    assert ManagedOptions(base_model="m", base_url="http://127.0.0.1:1/v1?x=a@b").base_url
 
 
 def test_offline_tokens_are_a_labelled_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
