@@ -63,7 +63,7 @@ class ManagedOptions(Options):
     )
     learning_rate: float | None = Field(None, gt=0, description="absolute learning rate (dialect nebius)")
     lora_r: int | None = Field(None, gt=0, description="rank of the adapter (dialect nebius)")
-    suffix: str | None = Field(None, min_length=1, max_length=40, description="part of the tuned model's name")
+    suffix: str | None = Field(None, min_length=1, max_length=64, description="part of the tuned model's name")
     seed: int | None = Field(None, ge=0, description="seed of the training; the recipe's by default")
     validation_file: bool = Field(
         True, description="send the validation rows along, for the provider's validation loss"

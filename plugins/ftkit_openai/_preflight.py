@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._client import Provider
 
 _PATIENCE = 10.0  # seconds that preflight waits for a provider that does not answer
+_OWN_SUFFIX = 48  # characters, of 64, where the suffix also tells one run's job from another's
 _LAST_TRAINING_DAY = datetime.date(2027, 1, 6)  # of OpenAI
 
 
@@ -59,6 +60,13 @@ def _options(o: ManagedOptions, control: bool = False) -> Iterator[Finding]:
                 f"it takes {takes}; null takes an inherited one away",
                 f"backend.{name}",
             )
+    if o.suffix is not None and not dialect.metadata and len(o.suffix) > _OWN_SUFFIX:
+        yield Finding(
+            "error",
+            f"the suffix may have {_OWN_SUFFIX} characters with dialect {o.dialect}: the run's mark stands beside it",
+            "shorten it",
+            "backend.suffix",
+        )
     if o.wandb is not None and not dialect.wandb:
         yield Finding(
             "error", f"dialect {o.dialect} has no wandb integration", "use `tracking:` of the recipe", "backend.wandb"

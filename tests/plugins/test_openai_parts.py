@@ -294,6 +294,10 @@ def test_dialects_take_their_own_hyperparameters() -> None:
     ]
     assert wrong(dialect="nebius", learning_rate=1e-4, lora_r=8) == []
     assert wrong(dialect="nebius", learning_rate_multiplier=2.0) == ["dialect nebius has no learning_rate_multiplier"]
+    assert wrong(suffix="s" * 64) == wrong(suffix="s" * 48, dialect="nebius") == []
+    assert "48 characters" in wrong(suffix="s" * 49, dialect="nebius")[0]
+    with pytest.raises(ValueError, match="at most 64"):
+        wrong(suffix="s" * 65)
     assert "deployed" in wrong(dialect="azure")[0]
     assert DIALECTS["nebius"].base_url == "https://api.tokenfactory.nebius.com/v1/"
 
