@@ -214,8 +214,10 @@ class _Training:
                 "listing the checkpoints", lambda: list(self.jobs.checkpoints.list(job.id)), 30.0
             )
             if found:
-                listed = [c.to_dict() for c in found]
-                write_json(self.run.path("train", "checkpoints.json"), sorted(listed, key=lambda c: c["step_number"]))
+                listed = sorted((c.to_dict() for c in found), key=lambda c: c["step_number"])
+                write_json(self.run.path("train", "checkpoints.json"), listed)
+                names = ", ".join(f"{c['fine_tuned_model_checkpoint']} (step {c['step_number']})" for c in listed)
+                self.run.log("note", message=f"checkpoints, each a model of its own: {names}")
 
     def ended_badly(self, job: Any) -> RunFailed:
         status, error = job_status(self.provider, job), getattr(job, "error", None)

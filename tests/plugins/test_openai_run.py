@@ -55,6 +55,8 @@ def test_a_run_trains_and_measures(stub: Stub, tmp_path: Path) -> None:
     assert len(ids) == len(set(ids)) == stub.steps + 1
     assert done.path("train", "results.csv").read_text().startswith("step,train_loss")
     assert [c["step_number"] for c in read_json(done.path("train", "checkpoints.json"))] == [3, 6]
+    said = " ".join(row["message"] for row in done.log_rows() if row["event"] == "note")
+    assert re.search(r"checkpoints, .*: ft:\S+:ckpt-step-3 \(step 3\), ft:\S+:ckpt-step-6 \(step 6\)", said)
 
     end = next(row for row in done.log_rows() if row["event"] == "end")
     assert end["usd"] == pytest.approx(job["trained_tokens"] * 3 / 1e6, abs=1e-6)
