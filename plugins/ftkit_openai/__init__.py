@@ -50,6 +50,11 @@ class ManagedOptions(Options):
     dialect: Literal["openai", "azure", "nebius", "local"] = Field(
         "openai", description="which provider's ways; local: `ftkit serve` on this machine, started for the run"
     )
+    base_deployment: str | None = Field(
+        None,
+        min_length=1,
+        description="name by which the base model is asked, where it is not base_model (dialect azure)",
+    )
     base_url: str | None = Field(None, description="address of the API up to /v1; the dialect's by default")
     api_key_env: str | None = Field(
         None,
@@ -151,7 +156,8 @@ class OpenAIManaged(Backend):
     def base_model(self) -> ModelRef:
         from ._preflight import model_facts
 
-        return ModelRef("remote", self.options.base_model, meta=model_facts(self.options))
+        name = self.options.base_deployment or self.options.base_model
+        return ModelRef("remote", name, meta=model_facts(self.options))
 
     def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
         """What decides an answer: the model and where it is; not when it ends, nor how fast one asks."""

@@ -44,8 +44,11 @@ class Malformed(Exception):
 def api_key(options: ManagedOptions) -> str | None:
     """Return the key from the environment or a .env file here or above; None where there is none."""
     name = key_env(options)
-    if name is None:
-        return None
+    return secret(name) if name is not None else None
+
+
+def secret(name: str) -> str | None:
+    """Return the value of a variable from the environment or a .env file here or above; None where there is none."""
     if os.environ.get(name):
         return os.environ[name].strip()
     import dotenv
@@ -155,7 +158,7 @@ class Provider:
             "key": self._key_refused(),
             "unavailable": (f"{where} does not let this organisation train (403 training_not_available)", BARRED),
             "forbidden": (f"{where} forbids this to the key in {name} (403): {said}", f"while {what}; give the key or its project that right"),
-            "model": (f"{where} has no model {model!r} for this key (404)", "`backend.base_model` must be one of the provider's /v1/models"),
+            "model": (f"{where} has no model {model!r} for this key (404)", self._model_hint(model)),
             "quota": (f"{where}: the quota is used up (429 insufficient_quota)", f"buy credit or raise the limit at the provider. {again}"),
             "billing": (f"{where}: billing stops the request: {said}", f"mend it in the account's billing settings. {again}"),
             "rate": (f"{where} kept refusing for its rate limit (429) while {what}", f"lower backend.concurrency, or wait. {again}"),
@@ -168,6 +171,11 @@ class Provider:
             "network": (f"no connection to {self.host} while {what}: {said}", f"check the network and backend.base_url. {again}"),
         }.get(failure, (f"{type(error).__name__} while {what}: {said}", again))  # fmt: skip
         return RunFailed(message, hint.strip() or None)
+
+    def _model_hint(self, model: str) -> str:
+        if self.dialect.deploy == "azure" and model in (self.options.base_model, self.options.base_deployment):
+            return "Azure answers by the name of a deployment: deploy the base model, and give its name as `backend.base_deployment`"
+        return "`backend.base_model` must be one of the provider's /v1/models"
 
     def _key_refused(self) -> tuple[str, str]:
         """Return the message and the hint of a 401."""

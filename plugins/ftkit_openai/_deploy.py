@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from typing import Any
@@ -14,7 +13,7 @@ import openai
 from ftkit.errors import InputError, RunFailed
 from ftkit.store import RunContext
 
-from ._client import Malformed, Provider, jittered
+from ._client import Malformed, Provider, jittered, secret
 
 _WAIT = 3600.0  # seconds that a deployment may take
 
@@ -34,14 +33,21 @@ def _name(run: RunContext) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", run.id.lower()).strip("-")[-40:].strip("-")
 
 
+def no_token(name: str) -> tuple[str, str]:
+    """Return the message and the hint where the token that deploys at Azure is missing."""
+    return (
+        f"no token for Azure's control plane: {name} is not set",
+        f"export {name}=$(az account get-access-token --query accessToken -o tsv), or write it into .env",
+    )
+
+
 def _azure(provider: Provider, run: RunContext, job: Any) -> str:
     o = provider.options.azure
     assert o is not None  # preflight asked for it
-    token = os.environ.get(o.token_env)
+    token = secret(o.token_env)
     if not token:
-        raise InputError(f"no token for Azure's control plane: {o.token_env} is not set",
-                         f"export {o.token_env}=$(az account get-access-token --query accessToken -o tsv), and go on with "
-                         f"ftkit run --resume {run.dir}")  # fmt: skip
+        message, hint = no_token(o.token_env)
+        raise InputError(message, f"{hint}, and go on with ftkit run --resume {run.dir}")
     name = _name(run)
     url = (
         f"{o.management_url}/subscriptions/{o.subscription}/resourceGroups/{o.resource_group}/providers/"

@@ -78,6 +78,16 @@ def _options(o: ManagedOptions, control: bool = False) -> Iterator[Finding]:
             "give azure: {subscription, resource_group, resource}",
             "backend.azure",
         )
+    if dialect.deploy == "azure" and o.azure is not None and not control:
+        from ._client import secret
+        from ._deploy import no_token
+
+        if not secret(o.azure.token_env):  # it is used when the training is paid for
+            yield Finding("error", *no_token(o.azure.token_env), "backend.azure")
+    if o.base_deployment is not None and dialect.deploy != "azure":
+        yield Finding(
+            "error", f"dialect {o.dialect} has no deployments of base models", "remove it", "backend.base_deployment"
+        )
     if o.use_batch_api and o.dialect == "nebius":
         yield Finding(
             "error", "the Batch API of nebius was not looked at", "remove use_batch_api", "backend.use_batch_api"

@@ -23,7 +23,7 @@ from ftkit_openai._results import rows_of_results, step_of
 
 from ftkit.errors import RecipeError
 from ftkit.recipe import load_recipe
-from ftkit.records import Example, Generation, Message, Task
+from ftkit.records import Example, Generation, Message, ModelRef, Task
 
 
 def chat(*contents: str, **more: Any) -> str:
@@ -303,6 +303,29 @@ def test_dialects_take_their_own_hyperparameters() -> None:
 
 
 HEX = "deadbeef" * 4
+
+
+def test_azure_wants_its_token_before_anything_is_paid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    azure = {"subscription": "s", "resource_group": "g", "resource": "r"}
+    options = ManagedOptions(base_model="m", dialect="azure", azure=azure)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AZURE_TOKEN", raising=False)
+    (told,) = _options(options)
+    assert told.level == "error" and "AZURE_TOKEN is not set" in told.message and "az account" in str(told.hint)
+    assert not list(_options(options, control=True))
+    (tmp_path / ".env").write_text("AZURE_TOKEN=token\n")
+    assert not list(_options(options))
+
+
+def test_azures_base_model_is_asked_by_its_deployment() -> None:
+    def asked(**options: Any) -> ModelRef:
+        backend = OpenAIManaged(ManagedOptions(base_model="gpt-4o-mini-2024-07-18", **options))
+        return backend.base_model()
+
+    assert asked(dialect="azure", base_deployment="mini").uri == "mini"
+    assert asked(dialect="azure").uri == "gpt-4o-mini-2024-07-18"
+    (told,) = _options(ManagedOptions(base_model="m", base_deployment="mini"))
+    assert told.key == "backend.base_deployment"
 
 
 @pytest.mark.parametrize("key", ["sk-proj-abcdef", HEX, HEX.upper(), "a" + HEX, 12345678, "my_key"])
