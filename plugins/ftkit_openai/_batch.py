@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+
+import openai
 
 from ftkit.api import Session
 from ftkit.errors import Interrupted, RunFailed
@@ -14,7 +17,8 @@ from ftkit.records import Example, Generation, ModelRef, Prediction
 from ftkit.store import RunContext, digest
 
 from ._client import Malformed, Provider, jittered
-from ._create import create_once
+from ._create import create_again, create_once, in_doubt, taken_again
+from ._dialects import is_own_server
 from ._infer import Spill, chat_body, predictions_of
 from ._preflight import price_of
 from ._rows import write_file
@@ -23,7 +27,9 @@ from ._upload import uploaded
 _MOST = 50_000  # requests in one batch
 _BYTES = 190 << 20  # of one batch's file; the API takes 200 MB
 _Asked = tuple[Sequence[Example], list[str]]  # a planned batch, and its request lines
-_ENDS = ("completed", "failed", "expired", "cancelled")
+_LISTED = 1000  # batches that are looked through for the run's own
+_WHAT = "a batch of requests"
+BATCH_ENDS = ("completed", "failed", "expired", "cancelled")
 
 
 class BatchSession(Session):
@@ -38,10 +44,22 @@ class BatchSession(Session):
             try:
                 yield from self.answered(portion, generation)
             except KeyboardInterrupt:
-                raise Interrupted(
-                    "detached: the batch goes on at the provider, and is paid for",
-                    f"come back with: ftkit run --resume {self.run.dir}\n  end it with: ftkit cancel {self.run.dir}",
-                ) from None
+                raise self.detached() from None
+
+    def detached(self) -> Interrupted:
+        """Return what to say of Ctrl-C: what goes on and is paid for is told apart from what does not exist."""
+        run = self.run
+        back, end = f"come back with: ftkit run --resume {run.dir}", f"\n  end it with: ftkit cancel {run.dir}"
+        open_ = [name for name, entry in run.state.items() if name.startswith("batch-") and entry]
+        if any(in_doubt(run, name) for name in open_):
+            return Interrupted(
+                "interrupted while it is unknown whether a batch exists", f"{back} (it looks for the batch first){end}"
+            )
+        if not any((run.state[name] or {}).get("id") for name in open_):
+            return Interrupted("interrupted before a batch was created", back)
+        if is_own_server(self.provider.options):
+            return Interrupted("detached: the batch waits with its server", back)
+        return Interrupted("detached: the batch goes on at the provider, and is paid for", back + end)
 
     def portions(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[_Asked]]:
         """Yield as many planned batches, with their request lines, as one batch of the API takes."""
@@ -69,14 +87,20 @@ class BatchSession(Session):
         A batch is known again by the requests that are open. While it is under way, they are the same after
         a kill; once it is done, its answers are kept before the first is given on.
         """
-        spill = Spill(self.run, self.model, generation)
-        if not self.known(portion):
+        if not self.known(portion) or self.given_up(portion, generation):
+            spill = Spill(self.run, self.model, generation)
             kept = [(asked, spill.take(asked[0])) for asked in portion]
             yield from (answers for _, answers in kept if answers is not None)
             portion = [asked for asked, answers in kept if answers is None]
         if not portion:
             return
         made = self.followed(self.batch(portion))
+        if made.status == "cancelled":
+            self.keep(made, portion, generation)
+            raise RunFailed(
+                f"the batch {made.id} was cancelled; what it answered is kept",
+                f"another for the rest, paid anew: ftkit run --resume {self.run.dir} --create-again",
+            )
         if made.status == "failed":
             self.forget(portion)
             said = (made.errors.data if made.errors else None) or []
@@ -84,51 +108,99 @@ class BatchSession(Session):
             raise RunFailed(
                 f"the batch {made.id} was refused: {why}", f"mend it, and go on with: ftkit run --resume {self.run.dir}"
             )
-        rows = self.rows(made)
-        answers = [
-            (batch, [p for e in batch for p in self.prediction(e, rows.get(custom_id(e)), generation, made.status)])
-            for batch, _ in portion
-        ]
-        for batch, predictions in answers:
-            spill.keep(batch, predictions)
-        for _, predictions in answers:
-            yield predictions
+        yield from self.keep(made, portion, generation)
         self.forget(portion)
+
+    def keep(self, made: Any, portion: list[_Asked], generation: Generation) -> list[list[Prediction]]:
+        """Return a batch's answers, after writing them down; of a cancelled one, those that are whole."""
+        rows = self.rows(made)
+        spill = Spill(self.run, self.model, generation)
+        answers = []
+        for batch, _ in portion:
+            found = [p for e in batch for p in self.prediction(e, rows.get(custom_id(e)), generation, made.status)]
+            whole = made.status != "cancelled" or not any(p.error for p in found)
+            if whole and spill.take(batch) is None:
+                spill.keep(batch, found)
+            answers.append(found)
+        return answers
 
     def known(self, portion: list[_Asked]) -> bool:
         return bool(self.run.state.get(_name(portion)))
 
+    def given_up(self, portion: list[_Asked], generation: Generation) -> bool:
+        """Forget a batch that was cancelled, or is not there any more, where the user wants another."""
+        id = (self.run.state.get(_name(portion)) or {}).get("id")
+        if id is None or not create_again(self.run):
+            return False
+        made = self.provider.read("looking at the batch", lambda: self.retrieved(id))
+        if made is not None and made.status == "cancelling":
+            made = self.followed(made)
+        if made is not None and made.status != "cancelled":
+            said = f"batch {id} is {made.status}: --create-again makes no second one"
+            self.run.log("warning", message=said)
+            self.run.save_state(create_again=False)
+            return False
+        if made is not None:
+            self.keep(made, portion, generation)
+        self.forget(portion)
+        return True
+
     def forget(self, portion: list[_Asked]) -> None:
         """What failed of it and is asked again is another batch, also where it is the same requests."""
+        self.run.save_state(**{_name(portion): None})
+        self.next_attempt(_name(portion))
+
+    def next_attempt(self, name: str) -> None:
         attempts = dict(self.run.state.get("batch_attempts") or {})
-        mark = _mark(portion)
-        self.run.save_state(**{_name(portion): None}, batch_attempts={**attempts, mark: attempts.get(mark, 1) + 1})
+        mark = name.removeprefix("batch-")
+        self.run.save_state(batch_attempts={**attempts, mark: attempts.get(mark, 1) + 1})
+
+    def retrieved(self, id: str) -> Any:
+        try:
+            return self.provider.client.batches.retrieve(id)
+        except openai.NotFoundError:
+            return None
 
     def batch(self, portion: list[_Asked]) -> Any:
         """Return the batch of these requests, made once."""
-        provider, run, mark = self.provider, self.run, _mark(portion)
-        id = (run.state.get(_name(portion)) or {}).get("id")
+        provider, run, name, mark = self.provider, self.run, _name(portion), _mark(portion)
+        id = (run.state.get(name) or {}).get("id")
         if id:
-            return provider.read("looking at the batch", lambda: provider.client.batches.retrieve(id))
+            made = provider.read("looking at the batch", lambda: self.retrieved(id))
+            if made is None:
+                raise RunFailed(
+                    f"{provider.dialect.where} knows no batch {id} (404)",
+                    f"do backend.base_url and the key belong to it? look again: ftkit run --resume {run.dir}\n"
+                    f"  another batch, paid anew: ftkit run --resume {run.dir} --create-again",
+                )
+            return made
+
+        def find() -> Any:
+            return _to_take(provider, run, name)
+
+        made = taken_again(provider, run, name, find, _WHAT)
+        if made is not None:
+            return made
+        if in_doubt(run, name) and create_again(run):
+            self.next_attempt(name)
         lines = [line for _, of_batch in portion for line in of_batch]
         file = write_file(run.scratch("batches") / f"{mark}.jsonl", lines, "batch", bom=False)
-        attempt = (run.state.get("batch_attempts") or {}).get(mark, 1)
-        metadata = {"ftkit_run": run.id, "ftkit_batch": mark, "ftkit_attempt": str(attempt)}
+        metadata = {"ftkit_run": run.id, "ftkit_batch": mark, "ftkit_attempt": _attempt(run, name)}
         file_id = uploaded(provider, run, file, "batch")
         return create_once(
             provider,
             run,
-            _name(portion),
+            name,
             lambda: provider.client.batches.create(
                 input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
             ),
-            lambda: _find(provider, metadata),
-            "a batch of requests",
+            find,
+            _WHAT,
         )
 
     def followed(self, made: Any) -> Any:
         delay, told = 0.5, None
-        while made.status not in _ENDS:
+        while made.status not in BATCH_ENDS:
             counts = made.request_counts
             now = (made.status, counts.completed if counts else 0)
             if now != told:
@@ -195,12 +267,27 @@ def custom_id(example: Example) -> str:
     return example.id if len(example.id) <= 64 and example.id.isascii() else digest(example.id)
 
 
-def _find(provider: Provider, metadata: dict[str, str]) -> Any:
-    """Return the oldest recent batch with this mark, or None."""
-    found = None
-    for number, batch in enumerate(provider.client.batches.list(limit=100)):
-        if metadata.items() <= (batch.metadata or {}).items():
-            found = batch
-        if number >= 1000:
-            break
-    return found
+def find_batches(provider: Provider, run: RunContext) -> list[Any]:
+    """Return the recent batches of a run, the oldest first. May raise what the client raises."""
+    listed = itertools.islice(provider.client.batches.list(limit=100), _LISTED)
+    return [batch for batch in listed if (batch.metadata or {}).get("ftkit_run") == run.id][::-1]
+
+
+def is_at(run: RunContext, name: str, batch: Any) -> bool:
+    """Say whether a batch is what the run asked for last at this place of its state."""
+    mark = {"ftkit_batch": name.removeprefix("batch-"), "ftkit_attempt": _attempt(run, name)}
+    return bool(mark.items() <= (batch.metadata or {}).items())
+
+
+def _attempt(run: RunContext, name: str) -> str:
+    return str((run.state.get("batch_attempts") or {}).get(name.removeprefix("batch-"), 1))
+
+
+def _to_take(provider: Provider, run: RunContext, name: str) -> Any:
+    """Return the batch that the run goes on with, or None: this attempt's, or an earlier one still under way."""
+    found = [b for b in find_batches(provider, run) if b.metadata.get("ftkit_batch") == name.removeprefix("batch-")]
+    ours = [batch for batch in found if is_at(run, name, batch)]
+    under_way = [batch for batch in found if batch.status not in (*BATCH_ENDS, "cancelling")]
+    if run.state.get("create_again"):
+        ours = [batch for batch in ours if batch.status not in ("cancelled", "cancelling")]
+    return next(iter([*ours, *under_way]), None)

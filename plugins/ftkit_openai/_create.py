@@ -9,34 +9,54 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
 
 from ftkit.errors import RunFailed
-from ftkit.store import RunContext
+from ftkit.store import RunContext, write_json
 
 from ._client import PASSING, Malformed, Provider, jittered, kind, never_sent, retry_after
+from ._dialects import is_own_server
 
 Find = Callable[[], Any]  # returns what carries the run's mark, or None; may raise what the client raises
+_LOOK = "looking for what was made"
+
+
+def in_doubt(run: RunContext, name: str) -> bool:
+    """Say whether something was asked for, and nobody knows whether it was made."""
+    return (run.state.get(name) or {}).get("phase") in ("creating", "unknown")
+
+
+def taken_again(provider: Provider, run: RunContext, name: str, find: Find, what: str) -> Any:
+    """Return what an earlier attempt asked for without learning its fate; None where it may be created.
+
+    `name` is its place in the run's state: {"phase": creating | unknown | refused | created, "id"}.
+    Raises RunFailed where that is not known, and the user has not given their word.
+    """
+    again = create_again(run)
+    if in_doubt(run, name):
+        own = is_own_server(provider.options)  # started anew for this process: it takes in nothing late
+        found = _looked_for(provider, find, own)
+        if found is None and not own:
+            if not again:
+                raise _unknown(provider, run, name, what)
+            found = provider.read(_LOOK, find, 0.0)  # the user's word stands for no list that could not be read
+        if found is not None:
+            return _made(run, name, found, f"{what} was there already ({found.id}): it is taken, none is made anew")
+    _not_cancelled(run, what)
+    return None
 
 
 def create_once(
     provider: Provider, run: RunContext, name: str, create: Callable[[], Any], find: Find, what: str
 ) -> Any:
-    """Return the object that `create` makes, or made in an earlier attempt. `name` is its place in the run's state.
-
-    state[name] is {"phase": creating | unknown | created, "id"}. Raises RunFailed.
-    """
-    state = run.state.get(name) or {}
-    if state.get("phase") in ("creating", "unknown"):
-        made = _looked_for(provider, find)
-        if made is not None:
-            return _made(run, name, made, f"{what} was there already ({made.id}): it is taken, none is made anew")
-        if not (provider.dialect.authoritative or run.state.get("create_again")):
-            raise _unknown(provider, run, name, what)
+    """Return the object that `create` makes, asked for once; `taken_again` comes first. Raises RunFailed."""
+    own = is_own_server(provider.options)
     until = time.monotonic() + provider.patience
     for attempt in range(10**6):
+        _not_cancelled(run, what)
         # From here to the answer a dying process leaves a doubt; before it, none.
         run.save_state(**{name: {"phase": "creating", "asked": round(time.time(), 3)}, "create_again": False})
         try:
@@ -48,11 +68,13 @@ def create_once(
             if surely_not_made(error):
                 run.save_state(**{name: {"phase": "refused"}})
             else:
-                found = _looked_for(provider, find)
+                # A server of the run's own that only is slow may take it in late, like any other.
+                sure = own and failure != "timeout"
+                found = _looked_for(provider, find, sure)
                 if found is not None:
                     note = f"{what} exists ({found.id}), though its answer was lost: it is taken"
                     return _made(run, name, found, note)
-                if not provider.dialect.authoritative:
+                if not sure:
                     problem = provider.explain(error, f"creating {what}")
                     raise _unknown(provider, run, name, what, problem.message) from None
             wait = max(retry_after(error) or 0.0, jittered(min(0.5 * 2**attempt, 15.0)))
@@ -60,7 +82,7 @@ def create_once(
                 raise provider.explain(error, f"creating {what}") from None
         else:
             return _made(run, name, made)  # outside: what fails here fails with a job in the world
-            time.sleep(wait)
+        time.sleep(wait)
     raise AssertionError("unreachable")
 
 
@@ -74,6 +96,38 @@ def surely_not_made(error: BaseException) -> bool:
     return never_sent(error)
 
 
+# ---------------------------------------------------------------- the user's word: no more, or once more
+
+
+def _cancelled(run: RunContext) -> Path:
+    """Return a file, not a key of the state: a run that is at work writes its state, and would undo the other's."""
+    return run.path("train", "cancelled.json")
+
+
+def cancel_run(run: RunContext) -> None:
+    """Note, for a run that may be at work, that nothing paid is to be made for it any more."""
+    write_json(_cancelled(run), {"cancelled": True, "time": round(time.time(), 3)})
+
+
+def create_again(run: RunContext) -> bool:
+    """Return whether the user asked for another; a cancelled run may then go on."""
+    wanted = bool(run.state.get("create_again"))
+    if wanted:
+        _cancelled(run).unlink(missing_ok=True)
+    return wanted
+
+
+def _not_cancelled(run: RunContext, what: str) -> None:
+    if not create_again(run) and _cancelled(run).exists():
+        raise RunFailed(
+            f"this run was cancelled: {what} is not made",
+            f"go on with it all the same, and pay: ftkit run --resume {run.dir} --create-again",
+        )
+
+
+# ---------------------------------------------------------------- what is there
+
+
 def _made(run: RunContext, name: str, made: Any, note: str | None = None) -> Any:
     run.save_state(**{name: {"phase": "created", "id": made.id}, "create_again": False})
     if note:
@@ -81,8 +135,14 @@ def _made(run: RunContext, name: str, made: Any, note: str | None = None) -> Any
     return made
 
 
-def _looked_for(provider: Provider, find: Find) -> Any:
-    """Return what carries the run's mark, looking again and again for the stated window; None where it stays away."""
+def _looked_for(provider: Provider, find: Find, at_once: bool) -> Any:
+    """Return what carries the run's mark; None where it stays away.
+
+    One list that could be read says it, `at_once`, where nothing comes late. Else it is looked for again and
+    again for the stated window.
+    """
+    if at_once:
+        return provider.read(_LOOK, find)
     until = time.monotonic() + provider.options.find_window
     delay = 0.25
     while True:
@@ -90,10 +150,10 @@ def _looked_for(provider: Provider, find: Find) -> Any:
             made = find()
         except Exception as error:
             if kind(error) not in PASSING:
-                raise provider.explain(error, "looking for what was made") from None
+                raise provider.explain(error, _LOOK) from None
             made, delay = None, max(delay, retry_after(error) or 0.0)
         left = until - time.monotonic()
-        if made is not None or left <= 0 or provider.dialect.authoritative:
+        if made is not None or left <= 0:
             return made
         time.sleep(min(jittered(delay), left))
         delay = min(delay * 1.7, 8.0)

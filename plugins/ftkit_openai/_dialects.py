@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ManagedOptions
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Dialect:
     min_examples: int = 10
     wandb: bool = True
     shutdown: Mapping[str, str] = field(default_factory=dict)  # model family -> last day, where /v1/models does not say
-    authoritative: bool = False  # a job that is not listed does not exist: nobody else could have taken it in
+    authoritative: bool = False  # a server of the run's own, where the recipe names no other: see is_own_server
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -76,3 +79,8 @@ DIALECTS: dict[str, Dialect] = {
     ),
     "local": Dialect("this machine", None, None, authoritative=True, wandb=False),
 }
+
+
+def is_own_server(options: ManagedOptions) -> bool:
+    """Say whether the run starts its server itself: a job that is not listed there does not exist."""
+    return DIALECTS[options.dialect].authoritative and options.base_url is None

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+import openai
 
 from ftkit.errors import Interrupted, RunFailed
 from ftkit.records import ModelRef, Task
@@ -15,8 +16,10 @@ from ftkit.store import RunContext, write_json
 
 from ._client import BARRED, Provider, jittered
 from ._connect import connected
-from ._create import create_once
+from ._create import create_again, create_once, in_doubt, taken_again
 from ._deploy import deployed
+from ._dialects import is_own_server
+from ._marks import ENDS, ended_badly, find_jobs, job_mark, job_status, job_suffix, job_to_take
 from ._preflight import last_day, price_of
 from ._results import rows_of_results, step_of
 from ._rows import lines, write_file
@@ -25,7 +28,6 @@ from ._upload import uploaded
 if TYPE_CHECKING:
     from . import ManagedOptions
 
-ENDS = ("succeeded", "failed", "cancelled")
 _FASTEST = 0.5  # seconds between two looks at a job that moves
 
 
@@ -41,13 +43,14 @@ def train(options: ManagedOptions, task: Task, run: RunContext) -> ModelRef:
 def _detached(options: ManagedOptions, run: RunContext) -> Interrupted:
     state = run.state.get("job") or {}
     back = f"come back with: ftkit run --resume {run.dir}"
-    if state.get("id") and options.dialect == "local":
+    if state.get("id") and is_own_server(options):
         return Interrupted(f"detached: job {state['id']} waits with its server", back)
     if state.get("id"):
         return Interrupted(f"detached: job {state['id']} goes on at the provider, and is paid for",
                            f"{back}\n  end it for good with: ftkit cancel {run.dir}")  # fmt: skip
-    if state.get("phase") == "creating":
-        return Interrupted("interrupted while the job was being created", f"{back} (it looks for the job first)")
+    if in_doubt(run, "job"):
+        return Interrupted("interrupted while it is unknown whether a job exists", f"{back} (it looks for the job first)\n"
+                           f"  end it for good with: ftkit cancel {run.dir}")  # fmt: skip
     return Interrupted("interrupted before a job was created", back)
 
 
@@ -64,33 +67,82 @@ class _Training:
 
     def go(self) -> ModelRef:
         job = self.job()
+        if self.run.state.get("attempt", 1) > 1:
+            self.others(job)
         job = self.follow(job)
+        self.others(job)
         self.results(job)
         if job_status(self.provider, job) != "succeeded":
-            raise self.ended_badly(job)
+            raise self.failed(job)
         return self.model(job)
 
     # ---- one job, and only one
 
     def job(self) -> Any:
         """Return this run's job: the one of an earlier attempt, or a new one."""
-        state = self.run.state
-        known = state.get("job") or {}
-        if known.get("id"):
-            job = self.provider.read("looking at the job", lambda: self.jobs.retrieve(known["id"]))
-            if not (state.get("create_again") and job_status(self.provider, job) in ("failed", "cancelled")):
-                self.run.save_state(create_again=False)
-                return job
-            self.run.save_state(job=None, attempt=state.get("attempt", 1) + 1)  # the user wants another
+        provider, run = self.provider, self.run
+        known = (run.state.get("job") or {}).get("id")
+        job = self.known(known) if known else None
+        if job is not None:
+            return job
+
+        def find() -> Any:
+            return job_to_take(provider, run)
+
+        job = taken_again(provider, run, "job", find, "a job")
+        if job is not None:
+            return job
+        if in_doubt(run, "job") and create_again(run):
+            self.next_attempt()  # told apart from the one in doubt, should that show yet
         body = self.body()
-        return create_once(
-            self.provider,
-            self.run,
-            "job",
-            lambda: self.jobs.create(**body),
-            lambda: find_job(self.provider, self.run),
-            "a job",
-        )
+        return create_once(provider, run, "job", lambda: self.jobs.create(**body), find, "a job")
+
+    def known(self, id: str) -> Any:
+        """Return the job that an earlier attempt took; None where the user wants another, and may have it."""
+        again = create_again(self.run)
+        job = self.provider.read("looking at the job", lambda: self.retrieved(id))
+        if job is None:
+            lost = f"{self.provider.dialect.where} knows no job {id} (404)"
+            job = self.provider.read("looking for the job", lambda: job_to_take(self.provider, self.run))
+            if job is not None:
+                self.run.log("warning", message=f"{lost}: job {job.id}, which carries this run's mark, is taken")
+                self.run.save_state(job={"phase": "created", "id": job.id})
+            elif again:
+                self.run.log("warning", message=f"{lost}: another is made, as asked")
+            else:
+                raise RunFailed(
+                    lost,
+                    f"do backend.base_url and the key belong to it? look again: ftkit run --resume {self.run.dir}\n"
+                    f"  another job, paid anew: ftkit run --resume {self.run.dir} --create-again",
+                )
+        if again and (job is None or ended_badly(self.provider, job)):
+            self.next_attempt()
+            self.run.save_state(job=None)
+            return None
+        if again:
+            said = f"job {job.id} is {job_status(self.provider, job)}: --create-again makes no second one"
+            self.run.log("warning", message=said)
+            self.run.save_state(create_again=False)
+        return job
+
+    def retrieved(self, id: str) -> Any:
+        try:
+            return self.jobs.retrieve(id)
+        except openai.NotFoundError:
+            return None
+
+    def next_attempt(self) -> None:
+        self.run.save_state(attempt=self.run.state.get("attempt", 1) + 1)
+
+    def others(self, job: Any) -> None:
+        """Warn where further jobs carry the run's mark: one that was in doubt may show after another was made."""
+        with contextlib.suppress(RunFailed):  # a warning is not worth failing a paid job
+            found = self.provider.read("looking for further jobs", lambda: find_jobs(self.provider, self.run), 5.0)
+            ids = [j.id for j in found if j.id != job.id and not ended_badly(self.provider, j)] + [job.id]
+            if len(ids) > 1:
+                ends = "the others" if job_status(self.provider, job) in ENDS else "all that have not ended"
+                said = f"{len(ids)} jobs carry this run's mark: {', '.join(ids)}; `ftkit cancel {self.run.dir}` ends {ends}"
+                self.run.log("warning", message=said)
 
     def body(self) -> dict[str, Any]:
         """Return the create request, after uploading what it names."""
@@ -219,7 +271,7 @@ class _Training:
                 names = ", ".join(f"{c['fine_tuned_model_checkpoint']} (step {c['step_number']})" for c in listed)
                 self.run.log("note", message=f"checkpoints, each a model of its own: {names}")
 
-    def ended_badly(self, job: Any) -> RunFailed:
+    def failed(self, job: Any) -> RunFailed:
         status, error = job_status(self.provider, job), getattr(job, "error", None)
         said = self.provider.clean(getattr(error, "message", None) or "the provider gives no reason")
         code = str(getattr(error, "code", None) or "")
@@ -255,43 +307,3 @@ class _Training:
         meta = {"lives": self.provider.lives, "until": until, "job": job.id}
         self.run.log("end", **{k: v for k, v in facts.items() if v is not None})
         return ModelRef("remote", uri, self.options.base_model, {k: v for k, v in meta.items() if v is not None})
-
-
-def job_status(provider: Provider, job: Any) -> str:
-    """Return a job's status in OpenAI's words; one that is not known stays as it is, and is no end."""
-    status = str(job.status or "unknown")
-    return provider.dialect.statuses.get(status.lower(), status)
-
-
-def job_mark(run: RunContext) -> dict[str, str]:
-    """Return the metadata by which a run knows its job again."""
-    return {"ftkit_run": run.id, "ftkit_attempt": str(run.state.get("attempt", 1))}
-
-
-def job_suffix(options: ManagedOptions, provider: Provider, run: RunContext) -> str | None:
-    """Return the suffix of the tuned model's name; where jobs keep no metadata it holds the run's mark."""
-    if provider.dialect.metadata:
-        return options.suffix
-    mark = f"{run.id[-6:]}-{run.state.get('attempt', 1)}"
-    return f"{options.suffix or 'ftkit'}-{mark}"
-
-
-def find_job(provider: Provider, run: RunContext) -> Any:
-    """Return the oldest job that carries the run's mark, or None. May raise what the client raises."""
-    found = [job for job in _recent_jobs(provider, run) if _is_marked(provider, run, job)]
-    return min(found, key=lambda job: job.created_at, default=None)
-
-
-def _recent_jobs(provider: Provider, run: RunContext) -> Iterator[Any]:
-    asked = (run.state.get("job") or {}).get("asked") or time.time()
-    filters: dict[str, Any] = {"metadata": {"ftkit_run": run.id}} if provider.dialect.metadata else {}
-    for job in provider.client.fine_tuning.jobs.list(limit=100, **filters):
-        if job.created_at < asked - 86_400:  # newest first, and clocks differ by less than a day
-            return
-        yield job
-
-
-def _is_marked(provider: Provider, run: RunContext, job: Any) -> bool:
-    if provider.dialect.metadata:
-        return job_mark(run).items() <= (getattr(job, "metadata", None) or {}).items()
-    return getattr(job, "suffix", None) == job_suffix(provider.options, provider, run)

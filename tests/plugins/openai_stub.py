@@ -375,9 +375,11 @@ class Stub:
 
     def get_batch(self, query: dict[str, str], body: Any, id: str) -> Json:
         batch = self.batches[id]
-        if batch["status"] == "in_progress" and time.monotonic() - batch["_began"] >= self.batch_seconds:
+        cancelled = batch["status"] == "cancelling"
+        if cancelled or (batch["status"] == "in_progress" and time.monotonic() - batch["_began"] >= self.batch_seconds):
             good, bad = [], []
-            for line in batch["_lines"]:
+            lines = batch["_lines"]
+            for line in lines[: len(lines) // 2] if cancelled else lines:  # what it has answered is paid for
                 row = {"id": self.new_id("batch_req_"), "custom_id": line["custom_id"], "error": None}
                 try:
                     if any(f.times > 0 and f.when and f.when(line["body"]) for f in self.faults):
@@ -399,7 +401,7 @@ class Stub:
                 if rows:
                     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
                     batch[name] = self.add_file(f"{name}.jsonl", data, "batch_output")["id"]
-            batch["status"] = "completed"
+            batch["status"] = "cancelled" if cancelled else "completed"
             batch["request_counts"] = {"total": len(batch["_lines"]), "completed": len(good), "failed": len(bad)}
         return _public(batch)
 

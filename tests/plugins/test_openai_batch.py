@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -44,6 +47,116 @@ def test_a_batch_in_doubt_is_left_to_the_user(stub: Stub, tmp_path: Path) -> Non
     assert stub.answered == 24
 
 
+def cancelled(directory: Path) -> str:
+    from click.testing import CliRunner
+    from ftkit_openai.cancel import cancel
+
+    return CliRunner().invoke(cancel, [str(directory)], catch_exceptions=False).output
+
+
+def test_cancel_finds_a_batch_in_doubt(stub: Stub, tmp_path: Path) -> None:
+    stub.batch_seconds = 60
+    stub.fail("POST", "/v1/batches", status=502, after=True)
+    shown = stub.list_batches
+    stub.list_batches = lambda query, body: {"object": "list", "data": [], "has_more": False}  # type: ignore[method-assign]
+    with pytest.raises(RunFailed, match="unknown whether a batch"):
+        run(stub, tmp_path, use_batch_api=True)
+    assert "unknown whether a batch exists" in cancelled(newest(tmp_path))
+    stub.list_batches = shown  # type: ignore[method-assign]
+    (batch,) = stub.batches
+    assert f"batch {batch}: cancelling" in cancelled(newest(tmp_path))
+    with pytest.raises(RunFailed, match=f"{batch} was cancelled"):
+        resume(newest(tmp_path))
+    assert len(stub.batches) == 1
+
+
+def test_cancel_ends_the_spending_of_a_run_at_work(stub: Stub, tmp_path: Path) -> None:
+    stub.batch_seconds = 60
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(stub, write_rows(tmp_path / "rows"), use_batch_api=True)))
+    forks = Forks(tmp_path)
+    try:
+        forks.start("run", path, "--out", "runs", "--yes")
+        while not stub.count("GET", "/v1/batches/[^/]+"):
+            time.sleep(0.01)
+        directory = newest(tmp_path)
+        assert "the run itself is at work" in cancelled(directory)
+        assert forks.wait() == 1
+        assert "was cancelled; what it answered is kept" in forks.log.read_text()
+    finally:
+        forks.close()
+    assert len(stub.batches) == 1 and not stub.jobs
+    with pytest.raises(RunFailed, match="was cancelled"):
+        resume(directory)
+    assert len(stub.batches) == 1 and stub.answered == 6
+    stub.batch_seconds = 0.1
+    finished(resume(directory, create_again=True), stub)
+    assert len(stub.batches) == 3
+    assert stub.answered == 24, "what the cancelled one had answered is not paid for again"
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("/v1/files", "interrupted before a batch was created"), ("/v1/batches", "unknown whether a batch exists")],
+)
+def test_ctrl_c_before_a_batch_exists_does_not_say_that_it_goes_on(
+    stub: Stub, tmp_path: Path, place: str, says: str
+) -> None:
+    stub.fail("POST", place, delay=3.0, reset=True)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(stub, write_rows(tmp_path / "rows"), use_batch_api=True)))
+    forks = Forks(tmp_path)
+    try:
+        pid = forks.start("run", path, "--out", "runs", "--yes")
+        while not stub.count("POST", place):
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGINT)
+        assert forks.wait() == 130
+        said = forks.log.read_text()
+        assert says in said and "goes on at the provider" not in said
+    finally:
+        forks.close()
+
+
+KILLS = int(os.environ.get("FTKIT_KILLS", "5"))
+
+
+def test_kill_at_random_moments_makes_each_batch_once(stub: Stub, tmp_path: Path) -> None:
+    """The seed is printed; FTKIT_SEED repeats it."""
+    seed = int(os.environ.get("FTKIT_SEED") or random.randrange(10**6))
+    print(f"FTKIT_SEED={seed}")
+    moments = random.Random(seed)
+    made = stub.post_batch
+    stub.post_batch = lambda *a: (time.sleep(0.1), made(*a), time.sleep(0.1))[1]  # type: ignore[method-assign,func-returns-value]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(stub, write_rows(tmp_path / "rows"), use_batch_api=True, find_window=0.3)))
+    forks = Forks(tmp_path)
+    try:
+        for number in range(KILLS):
+            stub.jobs.clear()
+            stub.batches.clear()
+            answered, requests, out = stub.answered, len(stub.asked), tmp_path / "kills" / str(number)
+            pid = forks.start("run", path, "--out", out, "--yes", "--no-reuse")
+            while len(stub.asked) == requests:
+                time.sleep(0.005)
+            time.sleep(moments.uniform(0.0, 2.5))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            forks.wait()
+            time.sleep(0.25)  # what the server took in ends there
+            directories = list(out.glob("*/lock.json"))
+            if not directories:  # it had not begun
+                continue
+            status, said = forks.run("run", "--resume", directories[0].parent, "--yes")
+            if status == 1 and "it is unknown whether a" in said:
+                status, said = forks.run("run", "--resume", directories[0].parent, "--create-again", "--yes")
+            assert status == 0, said
+            finished(RunContext.open(directories[0].parent), stub)
+            assert len(stub.batches) == 2 and stub.answered - answered == 24, f"kill {number}"
+    finally:
+        forks.close()
+
+
 def test_lines_that_fail_are_asked_again_once_then_failed_predictions(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", "/nowhere", times=10**6, when=lambda body: body["messages"][-1]["content"] == "test row 3")
     done = run(stub, tmp_path, use_batch_api=True)
@@ -53,8 +166,6 @@ def test_lines_that_fail_are_asked_again_once_then_failed_predictions(stub: Stub
 
 
 def test_an_interrupted_batch_goes_on_and_is_come_back_to(stub: Stub, tmp_path: Path) -> None:
-    import json
-
     stub.batch_seconds = 60
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe(stub, write_rows(tmp_path / "rows"), use_batch_api=True)))

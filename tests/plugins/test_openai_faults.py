@@ -147,12 +147,66 @@ def test_the_users_word_makes_no_second_job_where_there_is_one(stub: Stub, tmp_p
     finished(resume(newest(tmp_path), create_again=True), stub)
 
 
+@pytest.mark.parametrize("dialect", ["openai", "nebius"])
+def test_a_job_is_found_on_any_page_and_at_any_time_of_day(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialect: str
+) -> None:
+    """Many jobs of others are newer, the list is not filtered, and this machine's clock is days ahead."""
+    monkeypatch.setenv("NEBIUS_API_KEY", KEY)
+    post, listed = stub.post_job, stub.list_jobs
+
+    def post_one_of_many(query: dict[str, str], body: Any) -> Any:
+        made = post(query, body)
+        stub.jobs[made["id"]]["created_at"] -= 3 * 86_400
+        for number in range(250):
+            id = f"ftjob-other-{number}"
+            stub.jobs[id] = {**stub.jobs[made["id"]], "id": id, "metadata": {"ftkit_run": "other"}, "suffix": "other"}
+        return made
+
+    stub.post_job = post_one_of_many  # type: ignore[method-assign]
+    stub.list_jobs = lambda query, body: listed({k: v for k, v in query.items() if k in ("limit", "after")}, body)  # type: ignore[method-assign]
+    stub.fail("POST", CREATE, status=502, after=True)
+    done = run(stub, tmp_path, dialect=dialect)
+    assert done.record().status == "done" and stub.count("POST", CREATE) == 1
+    assert not stub.jobs[state(done.dir)["job"]["id"]]["id"].startswith("ftjob-other")
+    assert sum("after=" in seen.path for seen in stub.asked) >= 2
+
+
+def test_a_slow_server_on_this_machine_gets_one_job(stub: Stub, tmp_path: Path) -> None:
+    """The recipe names it: it may take a request in late, like any other."""
+    stub.key = None
+    stub.fail("POST", CREATE, delay=2.5)
+    with pytest.raises(RunFailed, match="unknown whether a job exists"):
+        run(stub, tmp_path, dialect="local", timeout=1.0)
+    time.sleep(2.0)
+    finished(resume(newest(tmp_path)), stub)
+    assert stub.count("POST", CREATE) == 1
+
+
+def test_a_server_of_the_runs_own_leaves_a_doubt_only_while_it_is_slow(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ftkit_openai._local
+
+    monkeypatch.setattr(ftkit_openai._local, "server_for", lambda run: stub.url)
+    stub.key = None
+    stub.fail("POST", CREATE, status=500)
+    stub.fail("POST", CREATE, delay=2.5)
+    with pytest.raises(RunFailed, match="unknown whether a job exists"):  # by the second; the first is asked anew
+        run(stub, tmp_path, dialect="local", base_url=None, timeout=1.0)
+    time.sleep(2.0)
+    finished(resume(newest(tmp_path)), stub)
+    assert stub.count("POST", CREATE) == 2
+
+
 def test_a_listing_that_fails_leaves_the_doubt(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", CREATE, status=502, after=True)
     stub.fail("GET", CREATE, times=0)
     listing = stub.fail("GET", CREATE + r"\?.*metadata.*", status=500, times=100)
     with pytest.raises(RunFailed, match="unknown"):
         run(stub, tmp_path)
+    with pytest.raises(RunFailed, match="failed while looking for what was made"):  # nobody's word stands for it
+        resume(newest(tmp_path), create_again=True)
     listing.times = 0
     finished(resume(newest(tmp_path)), stub)
 
@@ -287,6 +341,24 @@ def test_ctrl_c_detaches_from_a_job_and_says_how_to_come_back(stub: Stub, tmp_pa
     status, _ = forks.run("run", "--resume", directory, "--yes")
     assert status == 0
     finished(RunContext.open(directory), stub)
+
+
+def test_ctrl_c_while_a_job_is_looked_for_does_not_say_that_there_is_none(
+    stub: Stub, tmp_path: Path, forks: Forks
+) -> None:
+    stub.fail("POST", CREATE, status=502)
+
+    def looks() -> int:
+        return sum(seen.path.startswith(CREATE + "?") and "metadata" in seen.path for seen in stub.asked)
+
+    for how in (["run", recipe_file(stub, tmp_path, find_window=30.0), "--out", "runs", "--yes"], None):
+        before = looks()
+        pid = forks.start(*(how or ["run", "--resume", newest(tmp_path)]))
+        until(lambda before=before: looks() > before)
+        os.kill(pid, signal.SIGINT)
+        assert forks.wait() == 130
+        said = forks.log.read_text()
+        assert "unknown whether a job exists" in said and "before a job was created" not in said
 
 
 def test_ctrl_c_keeps_the_answers_under_way(stub: Stub, tmp_path: Path, forks: Forks) -> None:

@@ -122,13 +122,13 @@ def test_requests_and_responses_are_as_openai_describes_them(stub: Stub, tmp_pat
         assert path.read_text() == text, name
 
 
-def as_json(body: bytes) -> Any:
-    try:
 def unbounded(body: bytes) -> bytes:
     """Return a form without the random line between its parts."""
     return re.sub(rb"--[0-9a-f]{32}", b"--BOUNDARY", body)
 
 
+def as_json(body: bytes) -> Any:
+    try:
         return json.loads(body)
     except ValueError:
         return None
@@ -612,27 +612,125 @@ def test_the_key_is_nowhere(
 # ---------------------------------------------------------------- cancel
 
 
-def test_cancel_ends_the_job_and_nothing_else(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+UNAUTHORISED = {"status": 401, "error": {"message": "no", "code": "x", "type": "x"}}
+
+
+def left_with_a_job(stub: Stub, tmp_path: Path) -> Path:
+    """Return a run that stopped while its job is under way."""
+    stub.job_seconds = 60
+    stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+", **UNAUTHORISED)
+    with pytest.raises(RunFailed, match="401"):
+        run(stub, tmp_path)
+    return newest(tmp_path)
+
+
+def cancelled(directory: Path, *options: str) -> str:
     from click.testing import CliRunner
     from ftkit_openai.cancel import cancel
 
-    stub.job_seconds = 60
-    stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+", status=401, error={"message": "no", "code": "x", "type": "x"})
+    return CliRunner().invoke(cancel, [str(directory), *options], catch_exceptions=False).output
+
+
+def test_cancel_ends_the_job_and_nothing_else(stub: Stub, tmp_path: Path) -> None:
+    directory = left_with_a_job(stub, tmp_path)
+    before = everything(directory)
+    (job,) = stub.jobs
+    said = json.loads(cancelled(directory, "--json"))
+    assert said["cancelled"] == [{"what": "job", "id": job, "status": "cancelled"}] and said["in_doubt"] == []
+    assert stub.jobs[job]["status"] == "cancelled"
+    note = directory / "train" / "cancelled.json"
+    assert read_json(note)["cancelled"] is True
+    text = note.read_text()
+    note.unlink()
+    assert everything(directory) == before
+    note.write_text(text)
+    assert "nothing to cancel" in cancelled(directory)
+    with pytest.raises(RunFailed, match="was cancelled"):
+        resume(directory)
+    stub.job_seconds = 0.1
+    done = resume(directory, create_again=True)
+    assert done.record().status == "done" and len(stub.jobs) == 2 and not note.exists()
+
+
+def test_a_cancelled_run_makes_nothing_but_on_the_users_word(stub: Stub, tmp_path: Path) -> None:
+    stub.fail("POST", "/v1/files", status=400)
     with pytest.raises(RunFailed):
         run(stub, tmp_path)
     directory = newest(tmp_path)
-    before = everything(directory)
-    shown = CliRunner().invoke(cancel, [str(directory), "--json"], catch_exceptions=False)
-    assert (
-        json.loads(shown.output)["cancelled"] == [{"what": "job", "id": "ftjob-000027", "status": "cancelled"}]
-        or "cancelled" in shown.output
-    )
+    assert "nothing to cancel" in cancelled(directory)
+    for _ in range(2):
+        with pytest.raises(RunFailed, match=r"this run was cancelled: a job is not made(.|\n)*--create-again"):
+            resume(directory)
+    assert stub.count("POST", "/v1/fine_tuning/jobs") == 0
+    finished(resume(directory, create_again=True), stub)
+
+
+def test_cancel_says_what_it_cannot_see(stub: Stub, tmp_path: Path) -> None:
+    stub.job_seconds, stub.hide_jobs_for = 60, 1e6
+    stub.fail("POST", "/v1/fine_tuning/jobs", status=502, after=True)
+    with pytest.raises(RunFailed, match="unknown"):
+        run(stub, tmp_path)
+    directory = newest(tmp_path)
+    said = cancelled(directory)
+    assert "unknown whether a job exists" in said and "nothing to cancel" not in said
+    assert json.loads(cancelled(directory, "--json"))["in_doubt"] == ["job"]
+    stub.hide_jobs_for = 0.0
+    assert re.search(r"^job ftjob-\d+: cancelled", cancelled(directory))
     assert [job["status"] for job in stub.jobs.values()] == ["cancelled"]
-    assert everything(directory) == before
-    again = CliRunner().invoke(cancel, [str(directory)], catch_exceptions=False)
-    assert "nothing to cancel" in again.output
     with pytest.raises(RunFailed, match="was cancelled"):
         resume(directory)
+    assert len(stub.jobs) == 1
+
+
+def test_a_job_that_was_in_doubt_and_shows_too_late_is_told_and_can_be_ended(stub: Stub, tmp_path: Path) -> None:
+    """The user's word was wrong: there are two, and the run says so at once and at its end."""
+    stub.job_seconds, stub.hide_jobs_for = 60, 1e6
+    stub.fail("POST", "/v1/fine_tuning/jobs", status=502, after=True)
+    with pytest.raises(RunFailed, match="unknown"):
+        run(stub, tmp_path)
+    directory = newest(tmp_path)
+    stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+", **UNAUTHORISED)
+    with pytest.raises(RunFailed, match="401"):
+        resume(directory, create_again=True)
+    first, second = stub.jobs
+    assert [job["metadata"]["ftkit_attempt"] for job in stub.jobs.values()] == ["1", "2"]
+    assert state(directory)["job"]["id"] == second
+    stub.hide_jobs_for = 0.0
+    stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+/events", **UNAUTHORISED)
+    with pytest.raises(RunFailed, match="401"):
+        resume(directory)
+    both = rf"2 jobs carry this run's mark: {first}, {second}; `ftkit cancel \S+` ends "
+    assert any(re.search(both + "all", warning) for warning in RunContext.open(directory).record().warnings)
+    stub.jobs[second]["status"], stub.ending = "running", "succeeded"
+    stub.end(stub.jobs[second])
+    done = resume(directory)
+    assert done.record().status == "done"
+    assert any(re.search(both + "the others", warning) for warning in done.record().warnings)
+    assert cancelled(directory).splitlines()[0] == f"job {first}: cancelled"
+
+
+def test_a_job_that_is_not_there_any_more_has_a_way_out(stub: Stub, tmp_path: Path) -> None:
+    directory = left_with_a_job(stub, tmp_path)
+    stub.jobs.clear()
+    stub.job_seconds = 0.1
+    with pytest.raises(RunFailed, match=r"knows no job ftjob-\d+ \(404\)(.|\n)*--create-again"):
+        resume(directory)
+    assert not stub.jobs
+    finished(resume(directory, create_again=True), stub)
+
+
+@pytest.mark.parametrize("status", ["running", "succeeded"])
+def test_create_again_where_there_is_a_job_is_answered(stub: Stub, tmp_path: Path, status: str) -> None:
+    directory = left_with_a_job(stub, tmp_path)
+    (job,) = stub.jobs
+    if status == "running":
+        stub.plan = ["running"]
+        stub.jobs[job]["_plan"], stub.job_seconds = ["running"], 1.5
+    else:
+        stub.end(stub.jobs[job])
+    done = resume(directory, create_again=True)
+    finished(done, stub)
+    assert any(f"job {job} is {status}: --create-again makes no second one" in w for w in done.record().warnings)
 
 
 def test_state_names_the_job(stub: Stub, tmp_path: Path) -> None:
