@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._client import Provider
 
 _PATIENCE = 10.0  # seconds that preflight waits for a provider that does not answer
+_IDS = 5  # examples that a problem names
 _OWN_SUFFIX = 48  # characters, of 64, where the suffix also tells one run's job from another's
 _LAST_TRAINING_DAY = datetime.date(2027, 1, 6)  # of OpenAI
 
@@ -105,7 +106,10 @@ def _options(o: ManagedOptions, control: bool = False) -> Iterator[Finding]:
 
 def _data(o: ManagedOptions, task: Task) -> Iterator[Finding]:
     for split, problem in _facts(o, task).problems:
-        yield Finding(problem.level, f"{split}, {problem}", problem.hint, "dataset.path")
+        ids = [task.splits[split][line - 1].id for line in problem.lines[:_IDS]]
+        more = f" and {len(problem.lines) - _IDS} more" if len(problem.lines) > _IDS else ""
+        whose = f" (example{'s' if len(problem.lines) > 1 else ''} {', '.join(ids)}{more})" if ids else ""
+        yield Finding(problem.level, f"{split}, {problem}{whose}", problem.hint, "dataset.path")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ftkit_openai import ManagedOptions, OpenAIManaged, _tokens
 from ftkit_openai._dialects import DIALECTS
 from ftkit_openai._infer import Gate, Stopped, seconds_of
 from ftkit_openai._lint import lint, ranges
-from ftkit_openai._preflight import _options, _price, epochs, estimate
+from ftkit_openai._preflight import _data, _options, _price, epochs, estimate
 from ftkit_openai._preflight import findings as _findings
 from ftkit_openai._prices import prices_for
 from ftkit_openai._results import rows_of_results, step_of
@@ -66,6 +66,16 @@ def test_all_lines_of_one_kind_of_problem_are_told() -> None:
     problems = found(*["broken" if i in (3, 7, 8, 9) else chat(f"row {i}", "yes") for i in range(1, 12)])
     assert problems[0] == "error: lines 3, 7-9: not JSON"
     assert ranges([9, 3, 10, 11, 3]) == "3, 9-11"
+
+
+def test_a_problem_names_the_split_and_the_examples() -> None:
+    rows = [*task().train]
+    for i in range(3, 11):
+        rows[i] = replace(rows[i], targets=("",))
+    broken = Task("t", {"train": tuple(rows), "validation": (rows[3],), "test": ()}, {"train": "broken"}, "p")
+    said = {f.message for f in _data(ManagedOptions(base_model="m", dialect="local"), broken)}
+    assert "train, lines 4-11: the assistant message is empty (examples r3, r4, r5, r6, r7 and 3 more)" in said
+    assert "validation, line 1: the assistant message is empty (example r3)" in said
 
 
 def test_few_rows_and_long_rows() -> None:
