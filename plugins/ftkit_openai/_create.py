@@ -7,6 +7,7 @@ provider. Found: it is taken. Not found: the run stops as "unknown", and the use
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,11 @@ def taken_again(provider: Provider, run: RunContext, name: str, find: Find, what
             found = provider.read(_LOOK, find, 0.0)  # the user's word stands for no list that could not be read
         if found is not None:
             return _made(run, name, found, f"{what} was there already ({found.id}): it is taken, none is made anew")
+    elif (run.state.get(name) or {}).get("phase") == "refused":  # by a gateway, say, after the provider had taken it
+        with contextlib.suppress(RunFailed):
+            found = provider.read(_LOOK, find, 5.0)
+            if found is not None:
+                return _made(run, name, found, f"{what} exists ({found.id}), though it was refused: it is taken")
     _not_cancelled(run, what)
     return None
 

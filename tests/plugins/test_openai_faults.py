@@ -113,6 +113,15 @@ def test_a_job_that_could_not_be_written_down_is_found(
     assert stub.count("POST", CREATE) == 1
 
 
+def test_a_job_that_was_made_and_refused_all_the_same_is_taken(stub: Stub, tmp_path: Path) -> None:
+    stub.fail("POST", CREATE, status=403, after=True)
+    with pytest.raises(RunFailed, match="403"):
+        run(stub, tmp_path)
+    assert state(newest(tmp_path))["job"]["phase"] == "refused"
+    finished(resume(newest(tmp_path)), stub)
+    assert stub.count("POST", CREATE) == 1
+
+
 def test_a_job_in_doubt_is_left_to_the_user(stub: Stub, tmp_path: Path) -> None:
     """The request may have arrived: nothing is created anew but on the user's word."""
     fault = stub.fail("POST", CREATE, status=502, times=10)
