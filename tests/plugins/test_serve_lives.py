@@ -285,3 +285,29 @@ def test_a_server_of_ones_own_ends_when_its_owner_is_killed(tmp_path: Path) -> N
             break
         assert time.monotonic() < end, "it outlived its owner"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("slow", [2.0, 6.0])
+def test_chats_that_wait_are_refused_in_few_words_when_the_server_stops(make: Any, slow: float) -> None:
+    """With a slow model even the chat that is being answered has to be given up."""
+    server = make(FAKES=f"slow={slow}").start()
+    client = server.client()
+
+    def chat(number: int) -> str:
+        try:
+            return str(ask(client, "fake-base", f"row {number}").choices[0].message.content)
+        except openai.InternalServerError as error:
+            return f"{error.status_code} {error.body['message']}"
+
+    with ThreadPoolExecutor(12) as pool:
+        said = [pool.submit(chat, number) for number in range(12)]
+        end = time.monotonic() + 20
+        while sum(f.running() for f in said) < 12 and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(2.0)  # until all of them wait for the model
+        status, stderr = server.end(signal.SIGINT)
+        answers = [f.result() for f in said]
+    refused = [a for a in answers if a == "503 The server is stopping: ask again when it is back."]
+    assert status == 0 and len(refused) >= 8
+    assert all(a in refused or a.startswith("row ") for a in answers)
+    assert "Traceback" not in stderr and len(stderr.splitlines()) <= 2, stderr

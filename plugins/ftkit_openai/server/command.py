@@ -52,15 +52,14 @@ def serve(
     models = read_models(models_file)
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of a model that loads
     with _exclusive(data), _listening(host, port) as listener:
-        import uvicorn
-
         from .app import make_app, open_server
+        from .runner import Runner
 
         where = f"[{host}]" if ":" in host else host
         url = f"http://{where}:{listener.getsockname()[1]}/v1"
         server = open_server(data, models, max_upload_mb << 20)
         app = make_app(server, key, lambda: click.echo(f"ftkit serve: {url}"))
-        runner = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+        runner = Runner(app, server.engine)
         if watch_stdin:
             _stop_with_stdin(runner)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has already shut down when it raises this

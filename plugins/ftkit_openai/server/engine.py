@@ -17,7 +17,7 @@ from ftkit.api import Backend, Session
 from ftkit.records import Example, Generation, ModelRef, Prediction
 from ftkit.store import RunContext
 
-from .errors import ApiError, model_not_found
+from .errors import ApiError, model_not_found, stopping
 from .models import ServedModel, make_backend
 from .store import Doc, Store
 
@@ -31,6 +31,8 @@ class Engine:
         self.data, self.store, self.models = data, store, models
         self.pool = ThreadPoolExecutor(1, "model")
         self.loaded: OrderedDict[str, tuple[AbstractContextManager[Session], Session]] = OrderedDict()
+        self.chats: set[Future[list[Prediction]]] = set()  # those that a client waits for
+        self.refusing = False
 
     def stop(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -59,6 +61,21 @@ class Engine:
         """Return the answers to one batch, when they are there: `generation.samples` per example."""
         self.find(name)
         return self.pool.submit(self._answer, name, batch, generation)
+
+    def chat(self, name: str, example: Example, generation: Generation) -> Future[list[Prediction]]:
+        """Return the answer to one prompt that a client waits for. Raises a 503 ApiError when the server stops."""
+        if self.refusing:
+            raise stopping()
+        asked = self.ask(name, [example], generation)
+        self.chats.add(asked)
+        asked.add_done_callback(self.chats.discard)
+        return asked
+
+    def refuse_chats(self) -> None:
+        """Cancel every chat that is not being answered yet, and take no other."""
+        self.refusing = True
+        for asked in list(self.chats):
+            asked.cancel()
 
     def forget(self, model: Doc) -> None:
         """Free a model that was deleted: its memory, and its weights where no checkpoint of the job is left."""

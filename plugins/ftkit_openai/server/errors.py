@@ -29,3 +29,7 @@ def model_not_found(id: str) -> ApiError:
     return ApiError(
         404, f"The model `{id}` does not exist or you do not have access to it.", "model_not_found", "model"
     )
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "The server is stopping: ask again when it is back.", "server_error", type="server_error")
