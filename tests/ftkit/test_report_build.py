@@ -333,7 +333,7 @@ def test_hostile_text_goes_through_a_whole_run(
     assert {p for p in tmp_path.rglob("*") if "runs" not in p.parts} == before
     assert run.context.record().status == "done"
     shown = capfd.readouterr()
-    assert "empty targets" in shown.err and not set("\x1b\x07\x00\u202e") & set(shown.err + shown.out)
+    assert "1 empty target " in shown.err and not set("\x1b\x07\x00\u202e") & set(shown.err + shown.out)
     page = (run.dir / "report.html").read_text(encoding="utf-8")
     assert "<script>document.title" not in page and "<img src=x" not in page and "owned" in page
     text = (run.dir / "report.md").read_text(encoding="utf-8")

