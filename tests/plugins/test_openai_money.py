@@ -128,13 +128,15 @@ def test_a_probe_without_an_answer_is_a_warning(stub: Stub, tmp_path: Path) -> N
 def test_how_to_go_on_is_said_with_the_runs_own_directory_and_only_where_there_is_one(
     stub: Stub, tmp_path: Path
 ) -> None:
-    quota = {"message": "You exceeded your current quota", "code": "insufficient_quota", "type": "insufficient_quota"}
+    message = "You exceeded your current quota, please check your plan and billing details."  # as OpenAI words it
+    quota = {"message": message, "code": "insufficient_quota", "type": "insufficient_quota"}
     stub.fail("GET", "/v1/models", status=429, error=quota, times=1)
     (error,) = [f for f in found(stub, tmp_path) if f.level == "error"]
     assert error.hint == "buy credit or raise the limit at the provider."
     stub.fail("POST", CHAT, status=429, error=quota, times=10**6)
     with pytest.raises(RunFailed) as caught:
         run(stub, tmp_path)
+    assert "the quota is used up (429 insufficient_quota)" in str(caught.value)
     assert f"go on with `ftkit run --resume {newest(tmp_path)}`" in str(caught.value)
 
 
