@@ -1,11 +1,11 @@
 """200 SAMSum prompts answered by the embedded model: ftkit against the usual loop and against a hand-written one.
 
-    python benchmarks/evaluation.py [--rows 200] [--pairs 5]
+    python benchmarks/evaluation.py [--rows 200] [--pairs 5] [--method qlora]
 
 - usual: a transformers pipeline that is handed lists of 4 prompts, which it answers one by one.
 - hand-written: prompts sorted by length, batches of 32, `model.generate`.
 
-All are greedy and stop at 64 tokens. Each measurement is a process of its own, with the clock started after the
+The model is in 4-bit NF4, as the recipes train it, or with `--method lora` in fp32. All are greedy and stop at 64 tokens. Each measurement is a process of its own, with the clock started after the
 imports and one thread; they take turns.
 """
 
@@ -33,12 +33,13 @@ from _samsum import (
 from _scale import measured, middle, report, setup
 
 
-def usual(prompts: list[str]) -> list[str]:
+def usual(prompts: list[str], quantised: bool) -> list[str]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+    from _peer import load
+    from transformers import AutoTokenizer, pipeline
 
     tokenizer = AutoTokenizer.from_pretrained(model())
-    loaded = AutoModelForCausalLM.from_pretrained(model(), dtype=torch.float32)
+    loaded = load(model(), quantised, torch.float32)
     generator = pipeline("text-generation", model=loaded, tokenizer=tokenizer)
     texts = []
     for i in range(0, len(prompts), 4):
@@ -49,12 +50,13 @@ def usual(prompts: list[str]) -> list[str]:
     return texts
 
 
-def by_hand(prompts: list[str]) -> list[str]:
+def by_hand(prompts: list[str], quantised: bool) -> list[str]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from _peer import load
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model(), padding_side="left")
-    loaded = AutoModelForCausalLM.from_pretrained(model(), dtype=torch.float32)
+    loaded = load(model(), quantised, torch.float32)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     texts = [""] * len(prompts)
     for start in range(0, len(order), 32):
@@ -82,7 +84,7 @@ def ours(directory: str) -> list[str]:
     return [p.text for p in run.predictions("baseline")]
 
 
-def child(who: str, place: str, count: int) -> None:
+def child(who: str, place: str, count: int, quantised: bool) -> None:
     import ftkit_trl._generate  # noqa: F401
     from transformers import pipeline  # noqa: F401  loaded before the clock starts, for all of them
 
@@ -90,7 +92,9 @@ def child(who: str, place: str, count: int) -> None:
     prompts = [PROMPT.format(dialogue=row["dialogue"]) for row in rows("test", count)]
 
     def work() -> dict[str, Any]:
-        return {"texts": ours(place) if who == "ours" else {"usual": usual, "by_hand": by_hand}[who](prompts)}
+        return {
+            "texts": ours(place) if who == "ours" else {"usual": usual, "by_hand": by_hand}[who](prompts, quantised)
+        }
 
     report(with_cpu(work))
 
@@ -99,10 +103,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--method", choices=("qlora", "lora"), default="qlora", help="4-bit NF4, or fp32")
     parser.add_argument("--child", nargs=2)
     options = parser.parse_args()
     if options.child:
-        child(*options.child, options.rows)
+        child(*options.child, options.rows, options.method == "qlora")
         return
     names = {
         "usual": "transformers pipeline, lists of 4",
@@ -114,9 +119,18 @@ def main() -> None:
         data = write_rows(Path(folder, "data"), train=4, validation=4, test=options.rows)
         for _ in range(options.pairs):
             for who in names:
-                place = prepared(data, Path(folder, "runs"), "trl-sft-lora").dir if who == "ours" else folder
-                found[who].append(told(who, measured(__file__, "--rows", options.rows, "--child", who, place)))
-    print(f"{setup('ftkit', 'torch', 'transformers')}; {source()}, {options.rows} prompts; the embedded model, fp32")
+                place = (
+                    prepared(data, Path(folder, "runs"), f"trl-sft-{options.method}").dir if who == "ours" else folder
+                )
+                found[who].append(
+                    told(
+                        who,
+                        measured(__file__, "--rows", options.rows, "--method", options.method, "--child", who, place),
+                    )
+                )
+    print(
+        f"{setup('ftkit', 'torch', 'transformers')}; {source()}, {options.rows} prompts; the embedded model, {options.method}"
+    )
     print(f"median of {options.pairs}, taking turns; ratios are medians of the pairs\n")
     ours_first = found["ours"][0]["texts"]
     lines = [
