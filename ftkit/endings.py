@@ -23,6 +23,7 @@ class Stops:
     """
 
     def __init__(self) -> None:
+        self.asked = False  # a library may turn the KeyboardInterrupt into an error of its own (pydantic does)
         self.winding_down = False
         self._before: dict[int, Any] = {}
 
@@ -39,6 +40,7 @@ class Stops:
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         if not self.winding_down:
+            self.asked = True
             raise KeyboardInterrupt
 
 

@@ -83,6 +83,7 @@ def resume(directory: str | Path, console: Console, yes: bool = False, create_ag
 class _Execution:
     def __init__(self, run: RunContext, console: Console, yes: bool, stops: Stops) -> None:
         self.run, self.console, self.yes, self.stops = run, console, yes, stops
+        run.stop_asked = lambda: stops.asked
         self.recipe = run.recipe
         self.backend: Backend = self.recipe.backend.make()
         self.evaluators = [ref.make() for ref in self.recipe.evaluators]
@@ -220,8 +221,12 @@ class _Execution:
         try:
             meta = work()
         except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.save_stage(replace(record, status=status, seconds=_spent(record, began), error=str(error) or status))
+            stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+            status = "interrupted" if stopped or self.stops.asked else "failed"
+            text = status if self.stops.asked and not stopped else str(error) or status
+            self.save_stage(replace(record, status=status, seconds=_spent(record, began), error=text))
+            if self.stops.asked and not stopped:
+                raise KeyboardInterrupt from error
             raise
         record = replace(record, status="done", seconds=_spent(record, began), usd=meta.get("usd"), meta=meta)
         self.save_stage(record)

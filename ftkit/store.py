@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -61,6 +61,8 @@ class RunContext:
 
     def __init__(self, directory: Path) -> None:
         self.dir = directory
+        #: Whether Ctrl-C was pressed: a library may have turned the KeyboardInterrupt into an error of its own.
+        self.stop_asked: Callable[[], bool] = lambda: False
 
     @classmethod
     def create(cls, out: Path, name: str, recipe: str | None = None, reuse: bool = True) -> RunContext:

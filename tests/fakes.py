@@ -9,6 +9,7 @@ recipe, comes in by the variable FAKES ("slow=0.01,stop=3"):
     crash=N         raise RuntimeError instead
     answers=none    let every request fail for good
     train=interrupt, train=crash, train=input    end the training in that way after two steps
+    train=interrupt-hidden    as a library that makes an error of its own of Ctrl-C
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,6 +97,11 @@ class FakeBackend(Backend):
             run.save_state(step=step)
             if step == 2 and _knob("train") == "interrupt":
                 raise KeyboardInterrupt
+            if step == 2 and _knob("train") == "interrupt-hidden":
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                except KeyboardInterrupt:
+                    raise ValueError("a schema could not be built") from None
             if step == 2 and _knob("train") == "detach" and not run.state.get("create_again"):
                 run.log("note", message="the remote job goes on")
                 raise Interrupted("left the job job-1", "look again later")

@@ -43,8 +43,10 @@ class BatchSession(Session):
         for portion in self.portions(batches, generation):
             try:
                 yield from self.answered(portion, generation)
-            except KeyboardInterrupt:
-                raise self.detached() from None
+            except (KeyboardInterrupt, Exception) as error:
+                if isinstance(error, KeyboardInterrupt) or self.run.stop_asked():
+                    raise self.detached() from None
+                raise
 
     def detached(self) -> Interrupted:
         """Return what to say of Ctrl-C: what goes on and is paid for is told apart from what does not exist."""

@@ -36,8 +36,10 @@ def train(options: ManagedOptions, task: Task, run: RunContext) -> ModelRef:
     with connected(options, run) as provider:
         try:
             return _Training(options, provider, task, run).go()
-        except KeyboardInterrupt:
-            raise _detached(options, run) from None
+        except (KeyboardInterrupt, Exception) as error:
+            if isinstance(error, KeyboardInterrupt) or run.stop_asked():
+                raise _detached(options, run) from None
+            raise
 
 
 def _detached(options: ManagedOptions, run: RunContext) -> Interrupted:

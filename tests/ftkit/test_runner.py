@@ -203,7 +203,16 @@ def test_two_percent_is_the_limit(go: Callable[..., Run], rows: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "knob", ["interrupt=0", "interrupt=5", "crash=7", "train=interrupt", "train=crash", "train=input"]
+    "knob",
+    [
+        "interrupt=0",
+        "interrupt=5",
+        "crash=7",
+        "train=interrupt",
+        "train=interrupt-hidden",
+        "train=crash",
+        "train=input",
+    ],
 )
 def test_resume_ends_like_an_unbroken_run(
     go: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, knob: str
