@@ -85,11 +85,14 @@ def ours(directory: str) -> list[str]:
 
 
 def child(who: str, place: str, count: int, quantised: bool) -> None:
+    # Loaded before the clock starts, for all of them.
+    import bitsandbytes  # noqa: F401
     import ftkit_trl._generate  # noqa: F401
-    from transformers import pipeline  # noqa: F401  loaded before the clock starts, for all of them
+    from transformers import AutoTokenizer, pipeline  # noqa: F401
 
     quiet()
-    prompts = [PROMPT.format(dialogue=row["dialogue"]) for row in rows("test", count)]
+    start = AutoTokenizer.from_pretrained(model()).bos_token  # which ftkit's plain template puts there, too
+    prompts = [start + PROMPT.format(dialogue=row["dialogue"]) for row in rows("test", count)]
 
     def work() -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,14 @@ from ftkit.api import Session
 from ftkit.records import Example, Generation, ModelRef, Prediction
 from ftkit.store import RunContext
 
+from ._decode import Stopped, decode, side_by_side
 from ._model import known_ends, load_model, load_tokenizer, peak_memory
 from ._render import Chat, cut_middle
 
 if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
+
+_PART = 16  # prompts that a CPU answers together: a cache that is larger takes longer than it saves
 
 
 class TrlSession(Session):
@@ -34,51 +38,61 @@ class TrlSession(Session):
         for batch in batches:
             yield self.answer(batch, generation)
 
-    @torch.inference_mode()
     def answer(self, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
-        """Return `generation.samples` predictions per example, generated in one left-padded batch."""
+        """Return `generation.samples` predictions per example. A CPU answers parts of the batch side by side."""
         began = time.monotonic()
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         limit = max(16, context - generation.max_new_tokens)
         whole = self.chat.prompts(batch)
         prompts = [cut_middle(ids, limit) for ids in whole]
         self.prompts_cut += sum(len(ids) > limit for ids in whole)
-        inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)  # (B, T)
         arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        parts = math.ceil(len(batch) / _PART) if self.model.device.type == "cpu" else 1
         if generation.temperature > 0:
             torch.manual_seed(_batch_seed(generation, batch))
+            parts = 1  # the random numbers are taken from one row
             arguments = {
                 "do_sample": True,
                 "temperature": generation.temperature,
                 "top_p": generation.top_p,
                 "top_k": 0,
             }
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=generation.max_new_tokens,
-            num_return_sequences=generation.samples,
-            eos_token_id=self.ends,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **arguments,
-        )  # (B * samples, T + new)
-        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-        latency = (time.monotonic() - began) / len(rows)
-        predictions = []
-        for i, row in enumerate(rows):
-            example = batch[i // generation.samples]
-            stop = next((n for n, token in enumerate(row) if token in self.ends), None)
-            answer = row if stop is None else row[:stop]
-            predictions.append(
-                Prediction(
-                    example_id=example.id,
-                    text=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
-                    sample=i % generation.samples,
-                    finish_reason="length" if stop is None else "stop",
-                    tokens_in=len(prompts[i // generation.samples]),
-                    tokens_out=len(answer) + (stop is not None),
-                    latency=round(latency, 4),
-                )
+        stopped = Stopped()
+
+        def part(rows: range) -> list[list[int]]:
+            inputs = self.tokenizer.pad({"input_ids": [prompts[i] for i in rows]}, return_tensors="pt")  # (B, T)
+            ids, mask = (
+                inputs[name].to(self.model.device).repeat_interleave(generation.samples, dim=0)
+                for name in ("input_ids", "attention_mask")
             )
+            pad = self.tokenizer.pad_token_id
+            return decode(
+                self.model, ids, mask, generation.max_new_tokens, self.ends, stopped, pad_token_id=pad, **arguments
+            )
+
+        # Every second prompt, say: a batch is sorted by length, and the parts are to take equally long.
+        shares = [range(first, len(batch), parts) for first in range(parts)]
+        answers: list[list[list[int]]] = [[] for _ in batch]  # of each example, of each sample
+        for rows, made in zip(shares, side_by_side(part, shares, stopped.event.set), strict=True):
+            for n, i in enumerate(rows):
+                answers[i] = made[n * generation.samples : (n + 1) * generation.samples]
+        latency = (time.monotonic() - began) / (len(batch) * generation.samples)
+        predictions = []
+        for example, prompt, samples in zip(batch, prompts, answers, strict=True):
+            for sample, row in enumerate(samples):
+                stop = next((n for n, token in enumerate(row) if token in self.ends), None)
+                answer = row if stop is None else row[:stop]
+                predictions.append(
+                    Prediction(
+                        example_id=example.id,
+                        text=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
+                        sample=sample,
+                        finish_reason="length" if stop is None else "stop",
+                        tokens_in=len(prompt),
+                        tokens_out=len(answer) + (stop is not None),
+                        latency=round(latency, 4),
+                    )
+                )
         return predictions
 
     @torch.inference_mode()

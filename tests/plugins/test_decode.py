@@ -1,0 +1,208 @@
+"""Answers made faster are the same answers: rows that leave the batch, the cache with room, parts side by side."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch  # noqa: TID253 (all of this file needs it)
+from ftkit_trl import _model
+from ftkit_trl._decode import RoomyLayer, Stopped, _cache, decode, side_by_side
+from test_trl import BASE, recipe
+from transformers import (  # noqa: TID253
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+from ftkit.preflight import preflight
+from ftkit.recipe import load_recipe
+from ftkit.records import Generation, ModelRef
+from ftkit.store import RunContext
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "max_position_embeddings": 256,
+}  # fmt: skip
+MODELS = {
+    "llama": LlamaConfig(**SIZES),
+    "qwen": Qwen3Config(**SIZES),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=256),
+    "mistral": MistralConfig(**SIZES, sliding_window=6),
+    "gemma": Gemma3TextConfig(**SIZES, sliding_window=6, sliding_window_pattern=2),
+    "mamba": MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64),
+}
+ENDS = [3, 17, 40]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def made(name: str) -> Any:
+    """A random model in double precision: no rounding decides between two tokens."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(MODELS[name]).double().eval()
+    for parameter in model.parameters():  # of the usual size, such a model says one token for ever
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(2)
+    ids = torch.randint(4, 60, (12, 20), generator=random)
+    mask = torch.ones_like(ids)
+    for row in range(12):
+        mask[row, : row % 5] = 0
+    return ids * mask, mask
+
+
+def upto_end(row: list[int]) -> list[int]:
+    return row[: next((n + 1 for n, token in enumerate(row) if token in ENDS), len(row))]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_row_is_what_generate_gives(name: str) -> None:
+    model = made(name)
+    ids, mask = prompts()
+    whole = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=50, do_sample=False, eos_token_id=ENDS, pad_token_id=0
+    )
+    expected = [upto_end(row) for row in whole[:, 20:].tolist()]
+    found = decode(model, ids, mask, 50, ENDS, Stopped(), do_sample=False, pad_token_id=0)
+    assert [upto_end(row) for row in found] == expected
+    lengths = {len(row) for row in expected}
+    assert min(lengths) < 16 and len(lengths) > 1, "rows are to leave at different times"
+    roomy = name in ("llama", "qwen", "gpt2")  # the others remember only what is near, or a state
+    assert (_cache(model) is not None) == roomy
+
+
+def test_rows_that_have_ended_leave_and_the_cache_copies_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    update = RoomyLayer.update
+
+    def watched(self: RoomyLayer, keys: torch.Tensor, values: torch.Tensor, *others: Any) -> Any:
+        result = update(self, keys, values, *others)
+        assert self._room is not None
+        seen.append((len(keys), self._room[0].data_ptr()))
+        return result
+
+    monkeypatch.setattr(RoomyLayer, "update", watched)
+    decode(made("llama"), *prompts(), 50, ENDS, Stopped(), do_sample=False, pad_token_id=0)
+    sizes = [size for size, _ in seen]
+    assert sizes[0] == 12 and sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 2
+    assert len({place for _, place in seen}) <= 2 * 5  # two layers, at most every 16 tokens
+
+
+def test_sampling_repeats_with_its_seed() -> None:
+    model = made("llama")
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(decode(model, *prompts(), 40, ENDS, Stopped(), do_sample=True, top_k=0, pad_token_id=0))
+    assert found[0] == found[1] != found[2]
+
+
+def test_threads_are_shared_among_the_parts_and_given_back() -> None:
+    torch.set_num_threads(2)
+    both = threading.Barrier(2, timeout=30)  # only passed where two are at work at once
+
+    def work(part: int) -> tuple[int, int]:
+        both.wait()
+        return part, torch.get_num_threads()
+
+    assert side_by_side(work, [1, 2, 3, 4], lambda: None) == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    assert torch.get_num_threads() == 2
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2]
+    torch.set_num_threads(1)
+    assert side_by_side(lambda part: threading.current_thread() is threading.main_thread(), [1, 2], lambda: None) == [
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("how", ["error", "ctrl-c"])
+def test_a_part_that_fails_and_ctrl_c_end_the_others(how: str) -> None:
+    torch.set_num_threads(2)
+    model = made("mistral")  # whose cache is its own: one call of `generate`, which would take hours
+    stopped = Stopped()
+    started = threading.Event()
+
+    def work(part: int) -> Any:
+        if part == 0:
+            started.set()
+            return decode(model, *prompts(), 10**7, [63_000], stopped, do_sample=False, pad_token_id=0)
+        started.wait(30)
+        if how == "error":
+            raise ValueError("broken")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return None
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ValueError if how == "error" else KeyboardInterrupt):
+            side_by_side(work, [0, 1], stopped.event.set)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.event.is_set()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    loaded = load_recipe({**recipe("trl-sft-qlora"), "dataset": {**BASE["dataset"], "test_rows": 40}})  # type: ignore[dict-item]
+    run = RunContext.create(tmp_path_factory.mktemp("runs"), "r", loaded.to_yaml())
+    found = preflight(loaded)
+    assert found.task is not None
+    run.save_task(found.task)
+    return run
+
+
+def test_a_batch_in_parts_comes_back_in_its_order_whatever_the_threads(run: RunContext) -> None:
+    backend = run.recipe.backend.make()
+    batch = run.task.test[:40]  # three parts
+    answers = []
+    with backend.load(backend.base_model(), run) as session:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            (found,) = session.generate([batch], Generation(max_new_tokens=24))
+            answers.append([(p.example_id, p.text, p.tokens_in, p.tokens_out) for p in found])
+        one_by_one = [p.text for e in batch for (p,) in session.generate([[e]], Generation(max_new_tokens=24))]
+        (samples,) = session.generate([batch[:3]], Generation(max_new_tokens=8, temperature=1.0, samples=2))
+    assert [a[0] for a in answers[0]] == [e.id for e in batch]
+    assert answers[0] == answers[1]
+    assert [a[1] for a in answers[0]] == one_by_one
+    assert [(p.example_id, p.sample) for p in samples] == [(e.id, s) for e in batch[:3] for s in (0, 1)]
+
+
+def test_4_bit_weights_that_are_written_out_give_the_same_numbers(
+    run: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = run.recipe.backend.make()
+    base = backend.base_model()
+    ids = torch.arange(4, 60)[None]
+    kinds, logits = [], []
+    for available in (10**12, 1000):
+        monkeypatch.setattr(_model.psutil, "virtual_memory", lambda free=available: SimpleNamespace(available=free))
+        model = _model.load_model(backend, ModelRef(base.kind, base.uri), run).eval()
+        kinds.append(type(model.model.layers[0].mlp.up_proj).__name__)
+        with torch.inference_mode():
+            logits.append(model(input_ids=ids).logits)
+    assert kinds == ["Linear", "Linear4bit"]
+    assert torch.equal(*logits)
