@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
@@ -105,24 +107,33 @@ def _cache(model: PreTrainedModel) -> Any:
     return cache
 
 
-def side_by_side(work: Callable[[Part], Answer], parts: Sequence[Part], stop: Callable[[], None]) -> list[Answer]:
-    """Return what `work` makes of each part, with PyTorch's threads shared among as many parts as there are threads.
+def side_by_side(
+    work: Callable[[Part], Answer], groups: Iterable[Sequence[Part]], stop: Callable[[], None], most: int = 4
+) -> Iterator[tuple[Sequence[Part], list[Answer]]]:
+    """Yield each group of parts with what `work` makes of them, in order; at most `most` parts are at work at once.
 
-    At an error, or Ctrl-C, `stop` is called, and what is at work waited for.
+    They share PyTorch's threads. A group ahead is begun while the last one ends. `stop` is called in the end, and
+    what is still at work then (after an error, or Ctrl-C) is waited for.
     """
+    groups = iter(groups)
     threads = torch.get_num_threads()
-    workers = min(threads, len(parts))
-    if workers == 1:
-        return [work(part) for part in parts]
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        try:
-            asked = [pool.submit(work, part) for part in parts]
-            wait(asked, return_when=FIRST_EXCEPTION)
-            failed = next((f for f in asked if f.done() and f.exception()), None)
-            return [f.result() for f in ([failed] if failed else asked)]
-        except BaseException:
-            stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(threads)  # of threads still to come, too
+    first = list(islice(groups, 2)) if most > 1 else []
+    workers = min(threads, most, sum(map(len, first)))
+    if workers < 2:
+        for group in chain(first, groups):
+            yield group, [work(part) for part in group]
+        return
+    begun: deque[tuple[Sequence[Part], list[Future[Answer]]]] = deque()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    try:
+        for group in chain(first, groups):
+            begun.append((group, [pool.submit(work, part) for part in group]))
+            while sum(len(asked) for _, asked in begun) > workers and len(begun) > 1:
+                parts, asked = begun.popleft()
+                yield parts, [future.result() for future in asked]
+        for parts, asked in begun:
+            yield parts, [future.result() for future in asked]
+    finally:
+        stop()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # of threads still to come, too

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
 
 _PART = 16  # prompts that a CPU answers together: a cache that is larger takes longer than it saves
+_Part = list[tuple[Example, list[int], bool]]  # with the prompt's token ids, and whether some had no room
 
 
 class TrlSession(Session):
@@ -30,70 +30,76 @@ class TrlSession(Session):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
-        self.prompts_cut = 0  # prompts longer than the context leaves room for
+        self.prompts_cut = 0  # of those answered, prompts longer than the context leaves room for
+        self.stopped = Stopped()
         self.chat = Chat(tokenizer, options)
         self.ends = sorted(self.chat.ends | known_ends(model))
 
     def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
-        for batch in batches:
-            yield self.answer(batch, generation)
-
-    def answer(self, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
-        """Return `generation.samples` predictions per example. A CPU answers parts of the batch side by side."""
-        began = time.monotonic()
-        context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
-        limit = max(16, context - generation.max_new_tokens)
-        whole = self.chat.prompts(batch)
-        prompts = [cut_middle(ids, limit) for ids in whole]
-        self.prompts_cut += sum(len(ids) > limit for ids in whole)
+        """Yield `generation.samples` predictions per example. A CPU answers parts of batches side by side."""
+        greedy = generation.temperature == 0
+        beside = greedy and self.model.device.type == "cpu"  # sampled: the random numbers are taken from one row
+        stopped = self.stopped = Stopped()
         arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        parts = math.ceil(len(batch) / _PART) if self.model.device.type == "cpu" else 1
-        if generation.temperature > 0:
-            torch.manual_seed(_batch_seed(generation, batch))
-            parts = 1  # the random numbers are taken from one row
+        if not greedy:
             arguments = {
                 "do_sample": True,
                 "temperature": generation.temperature,
                 "top_p": generation.top_p,
                 "top_k": 0,
             }
-        stopped = Stopped()
 
-        def part(rows: range) -> list[list[int]]:
-            inputs = self.tokenizer.pad({"input_ids": [prompts[i] for i in rows]}, return_tensors="pt")  # (B, T)
+        def answer(part: _Part) -> tuple[list[list[int]], float]:
+            began = time.monotonic()
+            if not greedy:
+                torch.manual_seed(_batch_seed(generation, part[0][0]))
+            inputs = self.tokenizer.pad({"input_ids": [ids for _, ids, _ in part]}, return_tensors="pt")  # (B, T)
             ids, mask = (
                 inputs[name].to(self.model.device).repeat_interleave(generation.samples, dim=0)
                 for name in ("input_ids", "attention_mask")
             )
-            pad = self.tokenizer.pad_token_id
-            return decode(
-                self.model, ids, mask, generation.max_new_tokens, self.ends, stopped, pad_token_id=pad, **arguments
-            )
+            pad, new = self.tokenizer.pad_token_id, generation.max_new_tokens
+            rows = decode(self.model, ids, mask, new, self.ends, stopped, pad_token_id=pad, **arguments)
+            return rows, (time.monotonic() - began) / len(rows)
 
-        # Every second prompt, say: a batch is sorted by length, and the parts are to take equally long.
-        shares = [range(first, len(batch), parts) for first in range(parts)]
-        answers: list[list[list[int]]] = [[] for _ in batch]  # of each example, of each sample
-        for rows, made in zip(shares, side_by_side(part, shares, stopped.event.set), strict=True):
-            for n, i in enumerate(rows):
-                answers[i] = made[n * generation.samples : (n + 1) * generation.samples]
-        latency = (time.monotonic() - began) / (len(batch) * generation.samples)
-        predictions = []
-        for example, prompt, samples in zip(batch, prompts, answers, strict=True):
-            for sample, row in enumerate(samples):
-                stop = next((n for n, token in enumerate(row) if token in self.ends), None)
-                answer = row if stop is None else row[:stop]
-                predictions.append(
-                    Prediction(
-                        example_id=example.id,
-                        text=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
-                        sample=sample,
-                        finish_reason="length" if stop is None else "stop",
-                        tokens_in=len(prompt),
-                        tokens_out=len(answer) + (stop is not None),
-                        latency=round(latency, 4),
-                    )
-                )
-        return predictions
+        def parts(batch: Sequence[Example]) -> list[_Part]:
+            asked = self.prompts(batch, generation)
+            size = _PART if beside else len(asked)
+            return [asked[i : i + size] for i in range(0, len(asked), size)]
+
+        most = 4 if beside else 1
+        # Tokenizers cannot stand two threads: prompts are made, and answers read, in this one.
+        for asked, answers in side_by_side(answer, map(parts, batches), stopped.event.set, most):
+            yield [
+                prediction
+                for part, (rows, seconds) in zip(asked, answers, strict=True)
+                for prediction in self.predictions(part, rows, seconds)
+            ]
+
+    def prompts(self, batch: Sequence[Example], generation: Generation) -> _Part:
+        """Return the examples with their prompts, cut in the middle where the context has no room."""
+        context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        limit = max(16, context - generation.max_new_tokens)
+        whole = zip(batch, self.chat.prompts(batch), strict=True)
+        return [(example, cut_middle(ids, limit), len(ids) > limit) for example, ids in whole]
+
+    def predictions(self, part: _Part, rows: list[list[int]], seconds: float) -> Iterator[Prediction]:
+        """Yield what the rows of new tokens say, as many rows in turn for each example; `seconds` is of each row."""
+        samples = len(rows) // len(part)
+        for i, row in enumerate(rows):
+            example, prompt, cut = part[i // samples]
+            self.prompts_cut += cut and i % samples == 0
+            stop = next((n for n, token in enumerate(row) if token in self.ends), None)
+            answer = row if stop is None else row[:stop]
+            yield Prediction(
+                example_id=example.id,
+                text=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
+                sample=i % samples,
+                finish_reason="length" if stop is None else "stop",
+                tokens_in=len(prompt),
+                tokens_out=len(answer) + (stop is not None),
+                latency=round(seconds, 4),
+            )
 
     @torch.inference_mode()
     def loss(self, batch: Sequence[Example]) -> list[float]:
@@ -113,11 +119,11 @@ class TrlSession(Session):
         }
 
 
-def _batch_seed(generation: Generation, batch: Sequence[Example]) -> int:
+def _batch_seed(generation: Generation, first: Example) -> int:
     """A seed of the batch's own, so that sampled text does not depend on which batches came before."""
     import zlib
 
-    return zlib.crc32(f"{generation.seed} {batch[0].id}".encode("utf-8", "surrogatepass"))
+    return zlib.crc32(f"{generation.seed} {first.id}".encode("utf-8", "surrogatepass"))
 
 
 @contextlib.contextmanager
@@ -126,9 +132,11 @@ def open_session(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> Iterato
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model = load_model(backend, ref, run).eval()
+    session = TrlSession(model, load_tokenizer(backend.options), backend.options)
     try:
-        yield TrlSession(model, load_tokenizer(backend.options), backend.options)
+        yield session
     finally:
-        del model
+        session.stopped.event.set()  # whoever reads the answers may have gone, and a part still be at work
+        del model, session
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -124,21 +124,39 @@ def test_threads_are_shared_among_the_parts_and_given_back() -> None:
         both.wait()
         return part, torch.get_num_threads()
 
-    assert side_by_side(work, [1, 2, 3, 4], lambda: None) == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    ended: list[bool] = []
+    groups = [[1], [2, 3], [4], [5, 6]]
+    found = list(side_by_side(work, groups, lambda: ended.append(True)))
+    assert found == [(group, [(part, 1) for part in group]) for group in groups] and ended
     assert torch.get_num_threads() == 2
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start()
     thread.join()
     assert later == [2]
-    torch.set_num_threads(1)
-    assert side_by_side(lambda part: threading.current_thread() is threading.main_thread(), [1, 2], lambda: None) == [
-        True,
-        True,
-    ]
 
 
-@pytest.mark.parametrize("how", ["error", "ctrl-c"])
+@pytest.mark.parametrize(("threads", "most", "groups"), [(1, 4, [[1, 2], [3]]), (2, 1, [[1, 2], [3]]), (2, 4, [[1]])])
+def test_what_has_no_company_is_done_in_this_thread_with_all_of_them(
+    threads: int, most: int, groups: list[list[int]]
+) -> None:
+    torch.set_num_threads(threads)
+    here = threading.get_ident()
+    for _, made in side_by_side(lambda _: (threading.get_ident(), torch.get_num_threads()), groups, print, most):
+        assert set(made) == {(here, threads)}
+
+
+def test_not_much_is_begun_ahead_of_who_reads() -> None:
+    torch.set_num_threads(2)
+    begun: list[int] = []
+    answers = side_by_side(begun.append, ([i, i] for i in range(100)), lambda: None)
+    next(answers)
+    assert len(begun) <= 6
+    answers.close()  # type: ignore[attr-defined]
+    assert len(begun) <= 6
+
+
+@pytest.mark.parametrize("how", ["error", "ctrl-c", "closed"])
 def test_a_part_that_fails_and_ctrl_c_end_the_others(how: str) -> None:
     torch.set_num_threads(2)
     model = made("mistral")  # whose cache is its own: one call of `generate`, which would take hours
@@ -146,19 +164,25 @@ def test_a_part_that_fails_and_ctrl_c_end_the_others(how: str) -> None:
     started = threading.Event()
 
     def work(part: int) -> Any:
-        if part == 0:
+        if part == 1:
             started.set()
             return decode(model, *prompts(), 10**7, [63_000], stopped, do_sample=False, pad_token_id=0)
         started.wait(30)
         if how == "error":
             raise ValueError("broken")
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if how == "ctrl-c":
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return None
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(ValueError if how == "error" else KeyboardInterrupt):
-            side_by_side(work, [0, 1], stopped.event.set)
+        answers = side_by_side(work, [[0], [1]], stopped.event.set)
+        if how == "closed":
+            next(answers)
+            answers.close()  # type: ignore[attr-defined]
+        else:
+            with pytest.raises(ValueError if how == "error" else KeyboardInterrupt):
+                list(answers)
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.event.is_set()
