@@ -69,6 +69,12 @@ def changed(run: Path | None) -> int:
     return (run / "run.json").stat().st_mtime_ns if run else 0
 
 
+def reached(run: Path | None, names: list[str]) -> int:
+    """Return which of the stages a run came to last, by its place in `names`."""
+    stages = json.loads((run / "run.json").read_text())["stages"] if run else []
+    return names.index(stages[-1]["name"]) if stages else 0
+
+
 def every_step(folder: Path, site: Path, how: str) -> Tally:
     """Stop a run of the fakes at each of its steps, once each."""
     tally = Tally(f"every step, {how}")
@@ -97,7 +103,10 @@ def every_step(folder: Path, site: Path, how: str) -> Tally:
 
 
 def random_moments(folder: Path, site: Path, what: str, kills: int, rng: random.Random) -> Tally:
-    """Kill runs of `recipe.yaml` at random moments until `kills` of them hit, each run until it is through."""
+    """Kill runs of `recipe.yaml` at random moments until `kills` of them hit, each run until it is through.
+
+    First a stage is drawn, of those still to come, then a moment in it: else most would hit the longest one.
+    """
     tally = Tally(f"random moments, {what}")
     path = os.pathsep.join([str(site), str(ROOT), str(ROOT / "plugins")])
     env = {**os.environ, "PYTHONPATH": path, "FAKES": "slow=0.05", "OMP_NUM_THREADS": "1"}
@@ -111,17 +120,21 @@ def random_moments(folder: Path, site: Path, what: str, kills: int, rng: random.
     whole_run = only(folder / f"{what}-whole")
     assert process.returncode == 0 and whole_run, said
     whole = results(whole_run)
-    seconds = sum(stage["seconds"] for stage in json.loads((whole_run / "run.json").read_text())["stages"])
+    seconds = {stage["name"]: stage["seconds"] for stage in json.loads((whole_run / "run.json").read_text())["stages"]}
+    names = list(seconds)
     while tally.stops < kills:
         out = folder / f"{what}-{tally.runs}"
         arguments: list[object] = ["recipe.yaml", "--out", out.name]
         while True:
             before = changed(only(out))
+            drawn = rng.choice(names[reached(only(out), names) :])
             process = start(*arguments)
-            while process.poll() is None and changed(only(out)) == before:
-                time.sleep(0.01)  # until it is at work: its imports take long, and nothing can happen to them
+            while process.poll() is None and (
+                changed(only(out)) == before or reached(only(out), names) < names.index(drawn)
+            ):
+                time.sleep(0.005)  # its imports take long, and nothing can happen to them
             try:
-                _, said = process.communicate(timeout=rng.random() * seconds)
+                _, said = process.communicate(timeout=rng.random() * seconds[drawn])
             except subprocess.TimeoutExpired:
                 process.kill()
                 _, said = process.communicate()

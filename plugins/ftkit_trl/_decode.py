@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
@@ -112,27 +111,29 @@ def side_by_side(
 ) -> Iterator[tuple[Sequence[Part], list[Answer]]]:
     """Yield each group of parts with what `work` makes of them, in order; at most `most` parts are at work at once.
 
-    They share PyTorch's threads. A group ahead is begun while the last one ends. `stop` is called in the end, and
-    what is still at work then (after an error, or Ctrl-C) is waited for.
+    They share PyTorch's threads; a group ahead is begun while the last one ends. A group of one part has all threads
+    to itself. So the threads that a part computes with (and the rounding) hang on its own group alone. `stop` is
+    called in the end, and what is still at work then (after an error, or Ctrl-C) is waited for.
     """
-    groups = iter(groups)
     threads = torch.get_num_threads()
-    first = list(islice(groups, 2)) if most > 1 else []
-    workers = min(threads, most, sum(map(len, first)))
-    if workers < 2:
-        for group in chain(first, groups):
-            yield group, [work(part) for part in group]
-        return
+    workers = min(threads, most)
     begun: deque[tuple[Sequence[Part], list[Future[Answer]]]] = deque()
+
+    def ended(ahead: int) -> Iterator[tuple[Sequence[Part], list[Answer]]]:
+        while sum(len(asked) for _, asked in begun) > ahead:
+            parts, asked = begun.popleft()
+            yield parts, [future.result() for future in asked]
+
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
     try:
-        for group in chain(first, groups):
-            begun.append((group, [pool.submit(work, part) for part in group]))
-            while sum(len(asked) for _, asked in begun) > workers and len(begun) > 1:
-                parts, asked = begun.popleft()
-                yield parts, [future.result() for future in asked]
-        for parts, asked in begun:
-            yield parts, [future.result() for future in asked]
+        for group in groups:
+            if workers == 1 or len(group) == 1:
+                yield from ended(0)
+                yield group, [work(part) for part in group]
+            else:
+                begun.append((group, [pool.submit(work, part) for part in group]))
+                yield from ended(max(workers, len(group)))
+        yield from ended(0)
     finally:
         stop()
         pool.shutdown(cancel_futures=True)

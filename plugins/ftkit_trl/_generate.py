@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from ._render import Chat, cut_middle
 if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
 
-_PART = 16  # prompts that a CPU answers together: a cache that is larger takes longer than it saves
+_PART = 16  # prompts that a CPU answers together at most: a larger cache takes longer than it saves
 _Part = list[tuple[Example, list[int], bool]]  # with the prompt's token ids, and whether some had no room
 
 
@@ -64,7 +65,8 @@ class TrlSession(Session):
 
         def parts(batch: Sequence[Example]) -> list[_Part]:
             asked = self.prompts(batch, generation)
-            size = _PART if beside else len(asked)
+            count = max(math.ceil(len(asked) / _PART), 2 if len(asked) >= _PART // 2 else 1) if beside else 1
+            size = math.ceil(len(asked) / count)
             return [asked[i : i + size] for i in range(0, len(asked), size)]
 
         most = 4 if beside else 1
