@@ -66,7 +66,7 @@ class ManagedOptions(Options):
     learning_rate_multiplier: Annotated[float, Field(gt=0)] | Auto = Field(
         "auto", description="factor on the provider's learning rate"
     )
-    learning_rate: float | None = Field(None, gt=0, description="absolute learning rate (dialect nebius)")
+    learning_rate: float | None = Field(None, gt=0, le=1, description="absolute learning rate (dialect nebius)")
     lora_r: int | None = Field(None, gt=0, description="rank of the adapter (dialect nebius)")
     suffix: str | None = Field(None, min_length=1, max_length=64, description="part of the tuned model's name")
     seed: int | None = Field(None, ge=0, description="seed of the training; the recipe's by default")

@@ -40,7 +40,7 @@ class TrainOptions(Options):
     attn_implementation: str | None = Field(None, description="attention kernel, as transformers names it")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
-    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         "cosine", description="schedule"
     )

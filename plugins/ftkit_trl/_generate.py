@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
 
 _PART = 16  # prompts that a CPU answers together at most: a larger cache takes longer than it saves
-_Part = list[tuple[Example, list[int], bool]]  # with the prompt's token ids, and whether some had no room
+
+
+class _Asked(NamedTuple):
+    place: int  # in the batch
+    example: Example
+    prompt: list[int]  # token ids
+    cut: bool  # whether some of the prompt had no room
 
 
 class TrlSession(Session):
@@ -50,11 +56,11 @@ class TrlSession(Session):
                 "top_k": 0,
             }
 
-        def answer(part: _Part) -> tuple[list[list[int]], float]:
+        def answer(part: list[_Asked]) -> tuple[list[list[int]], float]:
             began = time.monotonic()
             if not greedy:
-                torch.manual_seed(_batch_seed(generation, part[0][0]))
-            inputs = self.tokenizer.pad({"input_ids": [ids for _, ids, _ in part]}, return_tensors="pt")  # (B, T)
+                torch.manual_seed(_batch_seed(generation, part[0].example))
+            inputs = self.tokenizer.pad({"input_ids": [asked.prompt for asked in part]}, return_tensors="pt")  # (B, T)
             ids, mask = (
                 inputs[name].to(self.model.device).repeat_interleave(generation.samples, dim=0)
                 for name in ("input_ids", "attention_mask")
@@ -63,45 +69,51 @@ class TrlSession(Session):
             rows = decode(self.model, ids, mask, new, self.ends, stopped, pad_token_id=pad, **arguments)
             return rows, (time.monotonic() - began) / len(rows)
 
-        def parts(batch: Sequence[Example]) -> list[_Part]:
-            asked = self.prompts(batch, generation)
-            count = max(math.ceil(len(asked) / _PART), 2 if len(asked) >= _PART // 2 else 1) if beside else 1
-            size = math.ceil(len(asked) / count)
-            return [asked[i : i + size] for i in range(0, len(asked), size)]
+        def parts(batch: Sequence[Example]) -> list[list[_Asked]]:
+            whole = self.prompts(batch, generation)
+            if not beside:
+                return [whole]
+            whole.sort(key=lambda asked: -len(asked.prompt))  # the plan knows their characters only
+            count = max(math.ceil(len(whole) / _PART), 2 if len(whole) >= _PART // 2 else 1)
+            size = math.ceil(len(whole) / count)
+            return [whole[i : i + size] for i in range(0, len(whole), size)]
 
         most = 4 if beside else 1
         # Tokenizers cannot stand two threads: prompts are made, and answers read, in this one.
-        for asked, answers in side_by_side(answer, map(parts, batches), stopped.event.set, most):
-            yield [
-                prediction
-                for part, (rows, seconds) in zip(asked, answers, strict=True)
-                for prediction in self.predictions(part, rows, seconds)
-            ]
+        for group, answers in side_by_side(answer, map(parts, batches), stopped.event.set, most):
+            predictions = {
+                asked.place: self.predictions(asked, rows[i * generation.samples :][: generation.samples], seconds)
+                for part, (rows, seconds) in zip(group, answers, strict=True)
+                for i, asked in enumerate(part)
+            }
+            yield [prediction for place in sorted(predictions) for prediction in predictions[place]]
 
-    def prompts(self, batch: Sequence[Example], generation: Generation) -> _Part:
+    def prompts(self, batch: Sequence[Example], generation: Generation) -> list[_Asked]:
         """Return the examples with their prompts, cut in the middle where the context has no room."""
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         limit = max(16, context - generation.max_new_tokens)
         whole = zip(batch, self.chat.prompts(batch), strict=True)
-        return [(example, cut_middle(ids, limit), len(ids) > limit) for example, ids in whole]
+        return [_Asked(i, e, cut_middle(ids, limit), len(ids) > limit) for i, (e, ids) in enumerate(whole)]
 
-    def predictions(self, part: _Part, rows: list[list[int]], seconds: float) -> Iterator[Prediction]:
-        """Yield what the rows of new tokens say, as many rows in turn for each example; `seconds` is of each row."""
-        samples = len(rows) // len(part)
-        for i, row in enumerate(rows):
-            example, prompt, cut = part[i // samples]
-            self.prompts_cut += cut and i % samples == 0
+    def predictions(self, asked: _Asked, rows: list[list[int]], seconds: float) -> list[Prediction]:
+        """Return what each row of new tokens says, all of them answers to one example; `seconds` is of each row."""
+        self.prompts_cut += asked.cut
+        predictions = []
+        for sample, row in enumerate(rows):
             stop = next((n for n, token in enumerate(row) if token in self.ends), None)
             answer = row if stop is None else row[:stop]
-            yield Prediction(
-                example_id=example.id,
-                text=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
-                sample=i % samples,
-                finish_reason="length" if stop is None else "stop",
-                tokens_in=len(prompt),
-                tokens_out=len(answer) + (stop is not None),
-                latency=round(seconds, 4),
+            predictions.append(
+                Prediction(
+                    example_id=asked.example.id,
+                    text=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
+                    sample=sample,
+                    finish_reason="length" if stop is None else "stop",
+                    tokens_in=len(asked.prompt),
+                    tokens_out=len(answer) + (stop is not None),
+                    latency=round(seconds, 4),
+                )
             )
+        return predictions
 
     @torch.inference_mode()
     def loss(self, batch: Sequence[Example]) -> list[float]:

@@ -183,6 +183,7 @@ def test_a_part_that_fails_and_ctrl_c_end_the_others(how: str) -> None:
         answers = side_by_side(work, [[2, 3], [0, 1]], stopped.event.set)
         if how == "closed":
             next(answers)
+            assert started.wait(30)
             answers.close()  # type: ignore[attr-defined]
         else:
             with pytest.raises(ValueError if how == "error" else KeyboardInterrupt):
