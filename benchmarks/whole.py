@@ -1,6 +1,6 @@
 """Baseline, training and evaluation as tutorial scripts do them, against `ftkit run` with the same settings.
 
-    python benchmarks/whole.py [--rows 200] [--steps 60] [--pairs 3]
+    python benchmarks/whole.py [--rows 200] [--steps 60] [--pairs 5]
 
 `peer` measures the base model prompt by prompt, trains with padded batches of 4, and measures the tuned model
 prompt by prompt, all in one process. ftkit writes a report besides. Whole processes, taking turns.
@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--child", nargs=2)
     options = parser.parse_args()
     if options.child:
