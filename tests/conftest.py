@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("not run on this machine")
         for program, count in _lacking.items():
             terminalreporter.write_line(f"{program} is missing: {count} tests did not run (.ci/run installs it)")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_from_a_terminal() -> None:
+    """Let Ctrl-C and a closed terminal reach the runs under test, also where the suite is at work in the background:
+    what is ignored here would be ignored by every process that the tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

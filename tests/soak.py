@@ -106,6 +106,7 @@ def random_moments(folder: Path, site: Path, what: str, kills: int, rng: random.
     """Kill runs of `recipe.yaml` at random moments until `kills` of them hit, each run until it is through.
 
     First a stage is drawn, of those still to come, then a moment in it: else most would hit the longest one.
+    Or none is drawn, and the run is left alone.
     """
     tally = Tally(f"random moments, {what}")
     path = os.pathsep.join([str(site), str(ROOT), str(ROOT / "plugins")])
@@ -127,14 +128,16 @@ def random_moments(folder: Path, site: Path, what: str, kills: int, rng: random.
         arguments: list[object] = ["recipe.yaml", "--out", out.name]
         while True:
             before = changed(only(out))
-            drawn = rng.choice(names[reached(only(out), names) :])
+            drawn = rng.choice([*names[reached(only(out), names) :], None])
             process = start(*arguments)
-            while process.poll() is None and (
-                changed(only(out)) == before or reached(only(out), names) < names.index(drawn)
+            while (
+                drawn
+                and process.poll() is None
+                and (changed(only(out)) == before or reached(only(out), names) < names.index(drawn))
             ):
                 time.sleep(0.005)  # its imports take long, and nothing can happen to them
             try:
-                _, said = process.communicate(timeout=rng.random() * seconds[drawn])
+                _, said = process.communicate(timeout=rng.random() * seconds[drawn] if drawn else None)
             except subprocess.TimeoutExpired:
                 process.kill()
                 _, said = process.communicate()
