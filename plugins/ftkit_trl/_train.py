@@ -53,6 +53,9 @@ def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
         callbacks=[Checkpoints()],
     )
     trainer.order = order
+    for config in getattr(trainer.model, "peft_config", {}).values():
+        if isinstance(config.target_modules, set):  # which is written in another order by each process
+            config.target_modules = sorted(config.target_modules)
     refuse_masked(trainer.data_collator, [dataset[i] for i in range(min(2, len(dataset)))])
     trainer.add_callback(Snapshots(trainer.model, options.snapshots, run))
     passes_per_step = options.gradient_accumulation_steps * trainer.args.world_size

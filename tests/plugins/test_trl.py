@@ -54,7 +54,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ftkit.Run]:
     out = tmp_path_factory.mktemp("runs")
     options = {
         "trl-sft-qlora": {"eval_steps": 3, "keep_best": True},
-        "trl-sft-lora": {"snapshots": [2, 6], "usd_per_hour": 3.6},
+        "trl-sft-lora": {
+            "snapshots": [2, 6],
+            "usd_per_hour": 3.6,
+            "lora_target_modules": ["q_proj", "v_proj", "k_proj", "up_proj", "down_proj"],
+        },
         "trl-sft-full": {"learning_rate": 1e-3, "snapshots": [3]},
     }
     return {name: ftkit.run(recipe(name, **o), out=out, console=Console(silent=True)) for name, o in options.items()}
@@ -71,6 +75,13 @@ def test_each_method_trains_and_hands_over_safetensors_only(runs: dict[str, ftki
             run.dir / "baseline" / "predictions.jsonl"
         ).read_bytes()
         assert not (run.dir / ".work").exists(), "checkpoints hold pickles and must not stay"
+
+
+def test_an_adapters_config_is_the_same_whichever_process_wrote_it(runs: dict[str, ftkit.Run]) -> None:
+    """Python orders a set of names differently in each process: `random moments` of tests/soak.py found it."""
+    for place in ("train/model", "train/snapshots/2"):
+        names = read_json(runs["trl-sft-lora"].dir / place / "adapter_config.json")["target_modules"]
+        assert names == ["down_proj", "k_proj", "q_proj", "up_proj", "v_proj"]
 
 
 def test_snapshots_hold_the_weights_of_their_step_and_can_be_asked(runs: dict[str, ftkit.Run]) -> None:
