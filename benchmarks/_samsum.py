@@ -78,12 +78,13 @@ def recipe(data: Path, plugin: str, **options: Any) -> dict[str, Any]:
 
 def prepared(data: Path, out: Path, plugin: str, **options: Any) -> Any:
     """Return a run directory as it is after `prepare`: recipe and rows are there, nothing was computed."""
-    from ftkit.preflight import preflight
-    from ftkit.recipe import load_recipe
-    from ftkit.store import RunContext, write_atomic
+    from ftkit.directory import RunDirectory
+    from ftkit.files import write_atomic
+    from ftkit.recipe.load import load_recipe
+    from ftkit.run.prepare import preflight
 
     loaded = load_recipe(recipe(data, plugin, **options))
-    run = RunContext.create(out, "benchmark")
+    run = RunDirectory.create(out, "benchmark")
     write_atomic(run.path("recipe.yaml"), loaded.to_yaml())
     found = preflight(loaded)
     found.raise_errors(loaded)

@@ -72,11 +72,11 @@ def by_hand(prompts: list[str], quantised: bool) -> list[str]:
 
 def ours(directory: str) -> list[str]:
     """What `ftkit run` does in its baseline stage up to the scores: every batch is on disk when it is done."""
-    from ftkit.measure import generate
+    from ftkit.directory import RunDirectory
     from ftkit.records import Measurement
-    from ftkit.store import RunContext
+    from ftkit.run.measure import generate
 
-    run = RunContext.open(directory)
+    run = RunDirectory.open(directory)
     backend = run.recipe.backend.make()
     base = backend.base_model()
     with backend.load(base, run) as session:

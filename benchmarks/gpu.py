@@ -95,9 +95,9 @@ def bare_trl(data: str, folder: str, steps: str) -> dict[str, Any]:
 
 
 def ours(directory: str) -> dict[str, Any]:
-    from ftkit.store import RunContext
+    from ftkit.directory import RunDirectory
 
-    run = RunContext.open(directory)
+    run = RunDirectory.open(directory)
     with Watch() as watch:
         run.recipe.backend.make().train(run.task, run)
     end = run.log_rows()[-1]

@@ -31,14 +31,14 @@ def measured(url: str, rows: int, concurrency: int) -> tuple[float, float, int]:
     """Return the seconds of a generation with all that a run does per answer, those of the processor, and the growth of memory."""
     from ftkit_openai import ManagedOptions, OpenAIManaged
 
-    from ftkit.measure import generate
-    from ftkit.recipe import load_recipe
+    from ftkit.directory import RunDirectory
+    from ftkit.recipe.load import load_recipe
     from ftkit.records import Example, Measurement, Message, ModelRef, Task
-    from ftkit.store import RunContext
+    from ftkit.run.measure import generate
 
     sys.path.insert(0, str(STUB.parent))
     with tempfile.TemporaryDirectory() as folder:
-        run = RunContext.create(Path(folder), "benchmark")
+        run = RunDirectory.create(Path(folder), "benchmark")
         examples = tuple(
             Example(f"row-{i}", (Message("user", f"row {i} " + "word " * 100),), ("x",), "x") for i in range(rows)
         )

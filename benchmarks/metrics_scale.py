@@ -33,8 +33,8 @@ def ours(n: int) -> None:
     import rouge_score.rouge_scorer  # noqa: F401  loaded before the clock starts, as for the peer
     from ftkit_metrics import Rouge
 
-    from ftkit.measure import score_all
     from ftkit.records import Example, Prediction
+    from ftkit.score import score_all
 
     made = pairs(n)
     examples = [Example(str(i), (), (reference,)) for i, (reference, _) in enumerate(made)]

@@ -38,10 +38,10 @@ def make(out: Path, n: int) -> None:
     import ftkit
     from ftkit.api import Backend, Options, Session
     from ftkit.console import Console
+    from ftkit.directory import RunDirectory
     from ftkit.hookspecs import hookimpl
     from ftkit.plugins import Owner, installed_plugins
-    from ftkit.records import Example, Generation, ModelRef, Prediction, Task
-    from ftkit.store import RunContext
+    from ftkit.records import Example, GenerationConfig, ModelRef, Prediction, Task
 
     class WordsOptions(Options):
         words: int = Field(9, description="how many words of the target it knows once it was trained")
@@ -54,10 +54,10 @@ def make(out: Path, n: int) -> None:
         def base_model(self) -> ModelRef:
             return ModelRef("rule", "first-words", meta={"words": 0})
 
-        def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
+        def identity(self, model: ModelRef, run: RunDirectory) -> dict[str, Any]:
             return model.to_dict()
 
-        def train(self, task: Task, run: RunContext) -> ModelRef:
+        def train(self, task: Task, run: RunDirectory) -> ModelRef:
             for step in range(1, 301):
                 run.log("step", step=step, loss=3 / step)
             return ModelRef("rule", "first-words", meta={"words": self.options.words})
@@ -67,14 +67,16 @@ def make(out: Path, n: int) -> None:
             return 250  # each batch is synced to the disk, which is not what is measured here
 
         @contextlib.contextmanager
-        def load(self, model: ModelRef, run: RunContext) -> Iterator[Session]:
+        def load(self, model: ModelRef, run: RunDirectory) -> Iterator[Session]:
             yield Rule(model.meta["words"])
 
     class Rule(Session):
         def __init__(self, words: int) -> None:
             self.words = words
 
-        def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+        def generate(
+            self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
+        ) -> Iterator[list[Prediction]]:
             for batch in batches:
                 yield [Prediction(e.id, self.answer(e), tokens_in=90, tokens_out=12) for e in batch]
 
@@ -104,8 +106,8 @@ def make(out: Path, n: int) -> None:
 
 
 def write(out: Path) -> None:
+    from ftkit.directory import list_runs
     from ftkit.report import write_report
-    from ftkit.store import list_runs
 
     runs = list_runs(out / "runs")
     page = out / "report" / "report.html"

@@ -56,10 +56,10 @@ def peer(data: str, method: str) -> dict[str, Any]:
 
 def ours(directory: str) -> dict[str, Any]:
     """The train stage of a run: what `ftkit run` does between baseline and evaluation."""
-    from ftkit.runner import _follow
-    from ftkit.store import RunContext
+    from ftkit.directory import RunDirectory
+    from ftkit.run.stages import _follow
 
-    run, clock = RunContext.open(directory), Clock()
+    run, clock = RunDirectory.open(directory), Clock()
     with _follow(run.path("train", "log.jsonl"), clock):
         run.recipe.backend.make().train(run.task, run)
     end = run.log_rows()[-1]
@@ -126,8 +126,8 @@ def layouts(count: int, times: int) -> None:
     from ftkit_trl._model import load_tokenizer
     from ftkit_trl._render import Chat
 
-    from ftkit.data import load_task
-    from ftkit.recipe import load_recipe
+    from ftkit.data.task import load_task
+    from ftkit.recipe.load import load_recipe
 
     options = {
         "random": PADDED,

@@ -74,7 +74,7 @@ def ours(data: Path, out: Path, steps: int) -> dict[str, Any]:
     file = out / "recipe.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(recipe(data, "trl-sft-qlora", max_steps=steps)))
-    line = [sys.executable, "-m", "ftkit.cli", "run", str(file), "--out", str(out), "--no-reuse", "--json"]
+    line = [sys.executable, "-m", "ftkit", "run", str(file), "--out", str(out), "--no-reuse", "--json"]
     began = time.perf_counter()
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None

@@ -1,8 +1,8 @@
 """ftkit: fine-tune a language model from one recipe, and prove that it helped.
 
     import ftkit
-    run = ftkit.run("recipes/quickstart.yaml")
-    run.metrics
+    result = ftkit.run("recipes/quickstart.yaml")
+    result.metrics
 
 Names are imported when they are first used, so that `import ftkit` and the command line stay quick.
 """
@@ -10,25 +10,112 @@ Names are imported when they are first used, so that `import ftkit` and the comm
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import sys
+import types
+from typing import TYPE_CHECKING, Any
 
-# public name -> module that holds it
-_PUBLIC = {
-    **dict.fromkeys(["run", "resume", "score", "make_report", "open_run", "Run"], "notebook"),
-    **dict.fromkeys(["Recipe", "load_recipe"], "recipe"),
-    **dict.fromkeys(
-        ["Backend", "Evaluator", "DatasetLoader", "Launcher", "Tracker", "Session", "Options", "Requires"], "api"
-    ),
-    **dict.fromkeys(
-        ["Example", "Message", "Task", "ModelRef", "Generation", "Measurement", "Rendered", "Prediction", "Score", "Metric",
-         "Finding", "StageRecord", "RunRecord", "System", "Delta", "Pair", "Curve", "Section", "Report"], "records"
-    ),
-    "RunContext": "store",
-    "hookimpl": "hookspecs",
-    "FtkitError": "errors",
+if TYPE_CHECKING:
+    from .api import (
+        Backend,
+        DatasetLoader,
+        Evaluator,
+        Launcher,
+        MeasuredRun,
+        Options,
+        Requires,
+        Run,
+        Session,
+        State,
+        Tracker,
+    )
+    from .errors import FtkitError
+    from .hookspecs import hookimpl
+    from .interface import JointResult, RunResult, cancel, open_run, report, resume, run, score
+    from .recipe.load import Recipe, load_recipe
+    from .records import (
+        Cancelled,
+        Curve,
+        Delta,
+        Example,
+        Finding,
+        GenerationConfig,
+        LengthLimit,
+        Measurement,
+        Message,
+        Metric,
+        ModelRef,
+        Pair,
+        Prediction,
+        Rendered,
+        Report,
+        RunRecord,
+        Score,
+        Section,
+        StageRecord,
+        System,
+        Task,
+    )
+
+# module -> the public names that it holds
+_HOLDS = {
+    "interface": ["run", "resume", "score", "report", "open_run", "cancel", "RunResult", "JointResult"],
+    "recipe.load": ["Recipe", "load_recipe"],
+    "api": ["Backend", "Evaluator", "DatasetLoader", "Launcher", "Tracker", "Session", "Options", "Requires", "Run",
+            "MeasuredRun", "State"],
+    "records": ["Example", "Message", "Task", "ModelRef", "GenerationConfig", "LengthLimit", "Measurement", "Rendered",
+                "Prediction", "Score", "Metric", "Finding", "Cancelled", "StageRecord", "RunRecord", "System", "Delta",
+                "Pair", "Curve", "Section", "Report"],
+    "hookspecs": ["hookimpl"],
+    "errors": ["FtkitError"],
 }  # fmt: skip
+_PUBLIC = {name: module for module, names in _HOLDS.items() for name in names}
 
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "Backend",
+    "Cancelled",
+    "Curve",
+    "DatasetLoader",
+    "Delta",
+    "Evaluator",
+    "Example",
+    "Finding",
+    "FtkitError",
+    "GenerationConfig",
+    "JointResult",
+    "Launcher",
+    "LengthLimit",
+    "MeasuredRun",
+    "Measurement",
+    "Message",
+    "Metric",
+    "ModelRef",
+    "Options",
+    "Pair",
+    "Prediction",
+    "Recipe",
+    "Rendered",
+    "Report",
+    "Requires",
+    "Run",
+    "RunRecord",
+    "RunResult",
+    "Score",
+    "Section",
+    "Session",
+    "StageRecord",
+    "State",
+    "System",
+    "Task",
+    "Tracker",
+    "cancel",
+    "hookimpl",
+    "load_recipe",
+    "open_run",
+    "report",
+    "resume",
+    "run",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -39,3 +126,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(types.ModuleType):
+    """`ftkit.run`, `ftkit.report` and `ftkit.score` are functions, though submodules have these names.
+
+    Importing a submodule would set the attribute of its parent; here the function stays.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from .text import duration, visible
+
 
 class Console:
     """Progress and messages of a run. `debug` shows the libraries' output as well."""
@@ -38,7 +40,7 @@ class Console:
             return
         with self._lock, contextlib.suppress(OSError):  # a terminal that was closed does not end a run
             self._end_line()
-            print(escape(text), file=self._stream, flush=True)
+            print(visible(text), file=self._stream, flush=True)
 
     def confirm(self, question: str) -> bool:
         """Ask the user for a yes; False where nobody is there to answer."""
@@ -46,7 +48,7 @@ class Console:
             return False
         with self._lock:
             self._end_line()
-            print(f"{escape(question)} [y/N] ", end="", file=self._stream, flush=True)
+            print(f"{visible(question)} [y/N] ", end="", file=self._stream, flush=True)
             return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def warn(self, text: str) -> None:
@@ -58,8 +60,8 @@ class Console:
         if self.silent or (done < total and now - self._last < (0.2 if self.terminal else 15.0)):
             return
         self._last = now
-        left = f", {clock(seconds / done * (total - done))} left" if 0 < done < total else ""
-        text = f"  {what}: {done}/{total}{', ' + detail if detail else ''}, {clock(seconds)}{left}"
+        left = f", {duration(seconds / done * (total - done))} left" if 0 < done < total else ""
+        text = f"  {what}: {done}/{total}{', ' + detail if detail else ''}, {duration(seconds)}{left}"
         with self._lock, contextlib.suppress(OSError):
             if self.terminal:
                 width = (os.get_terminal_size(self._stream.fileno()).columns or 80) - 1
@@ -85,6 +87,7 @@ class Console:
         root = logging.getLogger()
         level = root.level
         stop = threading.Event()
+        follower = threading.Thread(target=self._follow, args=(log, log.stat().st_size, stop), daemon=True)
         try:
             # Notebooks and test runners replace sys.stderr by something without a file descriptor.
             if _is_fd(saved_stream, 2):
@@ -97,7 +100,6 @@ class Console:
             os.close(target)
             root.addHandler(handler)
             root.setLevel(logging.INFO)
-            follower = threading.Thread(target=self._follow, args=(log, log.stat().st_size, stop), daemon=True)
             if self.debug:
                 follower.start()
             out = handler.stream
@@ -105,7 +107,7 @@ class Console:
                 yield
         finally:
             stop.set()
-            if self.debug and follower.is_alive():
+            if follower.is_alive():
                 follower.join(2)
             root.removeHandler(handler)
             root.setLevel(level)
@@ -138,36 +140,3 @@ def _is_fd(stream: Any, fd: int) -> bool:
         return bool(stream.fileno() == fd)
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def clock(seconds: float | None) -> str:
-    """Return a duration as people write it: 42 s, 3:07 min, 1:02:03 h."""
-    if seconds is None:
-        return "-"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02} min"
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
-
-
-def number(value: float | None, unit: str = "fraction") -> str:
-    """Return a metric's value as people read it: fractions as percent with two decimals."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.1f}"
-
-
-def escape(text: str) -> str:
-    """Return text that is safe on a terminal: control characters are shown, not obeyed."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" if ord(c) < 256 else "\N{REPLACEMENT CHARACTER}"
-        for c in text
-    )
-
-
-def usd_text(usd: float) -> str:
-    """Return an amount in dollars with as many digits as it needs: 12.50, 0.0053."""
-    return f"{usd:.4f}" if 0 < usd < 0.1 else f"{usd:,.2f}"

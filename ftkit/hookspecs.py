@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from .api import Backend, DatasetLoader, Evaluator, Launcher, Tracker
-    from .records import Finding, Report, RunRecord, Section, StageRecord
-    from .store import RunContext
+    from .api import Backend, DatasetLoader, Evaluator, Launcher, MeasuredRun, Run, Tracker
+    from .records import Report, RunRecord, Section, StageRecord
 
 hookspec = pluggy.HookspecMarker("ftkit")
 hookimpl = pluggy.HookimplMarker("ftkit")
@@ -70,7 +69,7 @@ def ftkit_trackers() -> list[type[Tracker]]:  # type: ignore[empty-body]
 
 
 @hookspec
-def ftkit_run_started(run: RunContext, record: RunRecord) -> None:
+def ftkit_run_started(run: Run, record: RunRecord) -> None:
     """Called when the `prepare` stage is done and the recipe, lock and audit are on disk.
 
     >>> @hookimpl
@@ -80,7 +79,7 @@ def ftkit_run_started(run: RunContext, record: RunRecord) -> None:
 
 
 @hookspec
-def ftkit_metrics_logged(run: RunContext, event: dict[str, Any]) -> None:
+def ftkit_metrics_logged(run: Run, event: dict[str, Any]) -> None:
     """Called for each line of train/log.jsonl, soon after it was written.
 
     `event` has "event" ("step", "eval", ...), "time" (seconds since the epoch), mostly "step", and values.
@@ -92,7 +91,7 @@ def ftkit_metrics_logged(run: RunContext, event: dict[str, Any]) -> None:
 
 
 @hookspec
-def ftkit_stage_finished(run: RunContext, stage: StageRecord) -> None:
+def ftkit_stage_finished(run: Run, stage: StageRecord) -> None:
     """Called after each stage that ended well; its files are complete.
 
     >>> @hookimpl
@@ -102,7 +101,7 @@ def ftkit_stage_finished(run: RunContext, stage: StageRecord) -> None:
 
 
 @hookspec
-def ftkit_run_failed(run: RunContext, record: RunRecord) -> None:
+def ftkit_run_failed(run: Run, record: RunRecord) -> None:
     """Called once when a run fails or is interrupted; `record.error` says why.
 
     >>> @hookimpl
@@ -112,7 +111,7 @@ def ftkit_run_failed(run: RunContext, record: RunRecord) -> None:
 
 
 @hookspec
-def ftkit_run_finished(run: RunContext, record: RunRecord, report: Report) -> None:
+def ftkit_run_finished(run: Run, record: RunRecord, report: Report) -> None:
     """Called once when a run is done and its report is written.
 
     >>> @hookimpl
@@ -122,20 +121,10 @@ def ftkit_run_finished(run: RunContext, record: RunRecord, report: Report) -> No
 
 
 @hookspec
-def ftkit_report_sections(runs: list[RunContext]) -> list[Section]:  # type: ignore[empty-body]
+def ftkit_report_sections(runs: list[MeasuredRun]) -> list[Section]:  # type: ignore[empty-body]
     """Return further sections for a report over `runs`: plain data, which ftkit escapes and draws.
 
     >>> @hookimpl
     ... def ftkit_report_sections(runs):
     ...     return [Section("Costs", ({"kind": "text", "text": "0 USD"},))]
-    """
-
-
-@hookspec
-def ftkit_doctor_checks(recipe: Any | None) -> list[Finding]:  # type: ignore[empty-body]
-    """Return findings about this machine and its accounts for `ftkit doctor`.
-
-    >>> @hookimpl
-    ... def ftkit_doctor_checks(recipe):
-    ...     return [Finding("note", "python 3.11")]
     """

@@ -1,19 +1,19 @@
 """Find, register and resolve plugins; every message about a plugin is made here.
 
-In-repo plugins and a stranger's come in by the same door: the `ftkit` entry-point group, whose
-entries name modules that implement the hooks of `ftkit.hookspecs`.
+In-repo plugins and third-party ones are loaded the same way: from the `ftkit` entry-point group, whose
+entries name modules that implement the hooks of `ftkit.hookspecs`. Commands come from the group `ftkit.commands`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pluggy
@@ -22,9 +22,11 @@ from pydantic import BaseModel
 from . import hookspecs
 from .api import Backend, DatasetLoader, Evaluator, Launcher, Plugin, Tracker
 from .errors import InputError
+from .text import nearest, one_line
 
 HOOKS = [name for name in dir(hookspecs) if name.startswith("ftkit_")]
 GROUP = "ftkit"
+COMMANDS = "ftkit.commands"
 
 # kind -> (hook that collects its classes, base class)
 KINDS: dict[str, tuple[str, type[Plugin]]] = {
@@ -37,7 +39,7 @@ KINDS: dict[str, tuple[str, type[Plugin]]] = {
 
 
 @dataclass(frozen=True)
-class Owner:
+class PluginSource:
     """Where a plugin came from: its entry point and distribution; `error` says why it does not work."""
 
     entry: str
@@ -51,12 +53,12 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """One named plugin class and who offers it."""
+class PluginEntry:
+    """One named plugin class and where it came from."""
 
     kind: str
     cls: type[Plugin]
-    owner: Owner
+    source: PluginSource
 
     @property
     def name(self) -> str:
@@ -80,82 +82,80 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager("ftkit")
         self.manager.add_hookspecs(hookspecs)
-        self.owners: list[Owner] = []
-        self.offers: dict[tuple[str, str], list[Offer]] = {}
+        self.sources: list[PluginSource] = []
+        self.entries: dict[tuple[str, str], list[PluginEntry]] = {}
 
     def discover(self) -> Plugins:
         """Load every installed entry point, each on its own: one that fails does not stop the rest."""
-        entries = importlib.metadata.entry_points(group=GROUP)
-        for entry in sorted(entries, key=lambda e: (e.name, e.value)):
-            dist = entry.dist
-            owner = Owner(entry.name, entry.value, dist.name if dist else "?", dist.version if dist else "?")
+        for entry in _entry_points(GROUP):
+            source = _source_of(entry)
             try:
                 with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to results: --json is on it
                     module = entry.load()
-            except BaseException as error:  # a stranger's import may raise anything, SystemExit included
+            except BaseException as error:  # a plugin's import may raise anything, SystemExit included
                 if isinstance(error, KeyboardInterrupt):
                     raise
-                self._failed(owner, f"cannot be imported: {type(error).__name__}: {_one_line(error)}")
+                self._failed(source, f"cannot be imported: {type(error).__name__}: {one_line(error)}")
                 continue
-            self.register(module, owner)
+            self.register(module, source)
         return self
 
-    def register(self, module: object, owner: Owner) -> None:
-        """Register one plugin module (or object); its mistakes are kept in `owners`, not raised."""
+    def register(self, module: object, source: PluginSource) -> None:
+        """Register one plugin module (or object); its mistakes are kept in `sources`, not raised."""
         try:
-            self.manager.register(module, name=f"{owner.entry}:{owner.distribution}:{owner.module}")
+            self.manager.register(module, name=f"{source.entry}:{source.distribution}:{source.module}")
         except Exception as error:  # pluggy has registered it partly: take it out
             if self.manager.is_registered(module):
                 self.manager.unregister(module)
-            self._failed(owner, f"implements a hook wrongly: {_one_line(error)}")
+            self._failed(source, f"implements a hook wrongly: {one_line(error)}")
             return
         try:
             self.manager.check_pending()
         except pluggy.PluginValidationError as error:
             self.manager.unregister(module)
-            self._failed(owner, self._misspelt(module, error))
+            self._failed(source, self._misspelt(module, error))
             return
-        offers: list[Offer] = []
+        entries: list[PluginEntry] = []
         for kind, (hook, base) in KINDS.items():
             collect = getattr(module, hook, None)
             if collect is None or getattr(collect, "ftkit_impl", None) is None:
                 continue  # without the decorator it is a function that only happens to have this name
             try:
-                offers += [Offer(kind, _checked(cls, kind, base), owner) for cls in collect()]
+                entries += [PluginEntry(kind, _checked(cls, base), source) for cls in collect()]
             except Exception as error:
                 self.manager.unregister(module)
-                self._failed(owner, f"{hook}() is wrong: {_one_line(error)}")
+                self._failed(source, f"{hook}() is wrong: {one_line(error)}")
                 return
-        self.owners.append(owner)
-        for offer in offers:
-            self.offers.setdefault((offer.kind, offer.name), []).append(offer)
+        self.sources.append(source)
+        for entry in entries:
+            self.entries.setdefault((entry.kind, entry.name), []).append(entry)
 
-    def _failed(self, owner: Owner, why: str) -> None:
-        self.owners.append(Owner(owner.entry, owner.module, owner.distribution, owner.version, why))
+    def _failed(self, source: PluginSource, why: str) -> None:
+        self.sources.append(replace(source, error=why))
 
     def _misspelt(self, module: object, error: Exception) -> str:
         for name in dir(module):
             if name.startswith("ftkit_") and name not in HOOKS and callable(getattr(module, name)):
-                near = difflib.get_close_matches(name, HOOKS, 1)
-                return f"implements unknown hook {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        return f"implements an unknown hook: {_one_line(error)}"
+                near = nearest(name, HOOKS)
+                return f"implements unknown hook {name!r}" + (f"; did you mean {near!r}?" if near else "")
+        return f"implements an unknown hook: {one_line(error)}"
 
     @property
-    def failures(self) -> list[Owner]:
-        return [owner for owner in self.owners if owner.error]
+    def failures(self) -> list[PluginSource]:
+        return [source for source in self.sources if source.error]
 
     def names(self, kind: str) -> list[str]:
-        return sorted(name for k, name in self.offers if k == kind)
+        return sorted(name for k, name in self.entries if k == kind)
 
-    def all_offers(self) -> list[Offer]:
-        return [offer for key in sorted(self.offers) for offer in self.offers[key]]
+    def all_entries(self) -> list[PluginEntry]:
+        return [entry for key in sorted(self.entries) for entry in self.entries[key]]
 
     def duplicates(self) -> list[str]:
         """Return one message for each name that two plugins offer."""
         return [
-            f"{kind} {name!r} is offered by both {' and '.join(str(o.owner) for o in offers)}"
-            for (kind, name), offers in sorted(self.offers.items())
-            if len(offers) > 1
+            f"{kind} {name!r} is offered by both {_both(e.source for e in entries)}"
+            for (kind, name), entries in sorted(self.entries.items())
+            if len(entries) > 1
         ]
 
     def resolve(self, kind: str, name: str) -> type[Any]:
@@ -164,33 +164,33 @@ class Plugins:
         Raises InputError for an unknown name (with the nearest, what is installed, and what failed to
         load), for a name that two plugins claim, and where a required module is missing.
         """
-        offer = self.find(kind, name)
-        missing = offer.missing()
+        entry = self.find(kind, name)
+        missing = entry.missing()
         if missing:
-            install = offer.cls.requires.install
+            install = entry.cls.requires.install
             raise InputError(
                 f"{kind} {name!r} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
                 f"pip install '{install}'" if install else f"pip install {' '.join(missing)}",
             )
-        return offer.cls
+        return entry.cls
 
-    def find(self, kind: str, name: str) -> Offer:
+    def find(self, kind: str, name: str) -> PluginEntry:
         """Like `resolve`, but without looking at what the plugin requires."""
-        offers = self.offers.get((kind, name), [])
-        if len(offers) == 1:
-            return offers[0]
-        if offers:
-            owners = " and ".join(str(o.owner) for o in offers)
-            raise InputError(f"{kind} {name!r} is offered by both {owners}", "uninstall one of them")
+        entries = self.entries.get((kind, name), [])
+        if len(entries) == 1:
+            return entries[0]
+        if entries:
+            both = _both(e.source for e in entries)
+            raise InputError(f"{kind} {name!r} is offered by both {both}", "uninstall one of them")
         installed = self.names(kind)
-        near = difflib.get_close_matches(name, installed, 1)
-        hints = [f"did you mean {near[0]!r}?"] if near else []
+        near = nearest(name, installed)
+        hints = [f"did you mean {near!r}?"] if near else []
         hints.append(f"installed: {', '.join(installed) or 'none'}")
-        hints += [f"failed to load: {o.entry} from {o.distribution} {o.version}: {o.error}" for o in self.failures]
+        hints += [f"failed to load: {s.entry} from {s.distribution} {s.version}: {s.error}" for s in self.failures]
         raise InputError(f"no {kind} named {name!r}", "\n  ".join(hints))
 
 
-def _checked(cls: Any, kind: str, base: type[Plugin]) -> type[Plugin]:
+def _checked(cls: Any, base: type[Plugin]) -> type[Plugin]:
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise TypeError(f"{cls!r} is not a subclass of ftkit.{base.__name__}")
     if not isinstance(getattr(cls, "name", None), str):
@@ -199,11 +199,72 @@ def _checked(cls: Any, kind: str, base: type[Plugin]) -> type[Plugin]:
         raise TypeError(f"{cls.__name__} lacks {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
     if not (isinstance(cls.Options, type) and issubclass(cls.Options, BaseModel)):
         raise TypeError(f"{cls.__name__}.Options is not a subclass of ftkit.Options")
+    if issubclass(cls, Tracker):
+        _check_tracker(cls)
     return cls
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _check_tracker(cls: type[Tracker]) -> None:
+    """Raise TypeError for a public method that ftkit never calls: it is most likely misspelt."""
+    known = [name for name, value in vars(Tracker).items() if callable(value) and not name.startswith("_")]
+    for parent in cls.__mro__:
+        if parent in (Tracker, *Tracker.__mro__):
+            continue
+        for name, value in vars(parent).items():
+            if inspect.isfunction(value) and not name.startswith("_") and name not in known:
+                near = nearest(name.removeprefix("ftkit_").removeprefix("on_").removeprefix("run_"), known)
+                meant = f"did you mean {near!r}?" if near else f"a tracker has: {', '.join(known)}"
+                raise TypeError(f"{cls.__name__}.{name} is no method that ftkit calls; {meant}; own ones begin with _")
+
+
+# ---------------------------------------------------------------- commands that plugins bring
+
+
+def plugin_commands() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """Return the commands that plugins bring, by name; nothing is imported. Two entries are a conflict."""
+    commands: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for entry in _entry_points(COMMANDS):
+        commands.setdefault(entry.name, []).append(entry)
+    return dict(sorted(commands.items()))
+
+
+def load_command(entries: list[importlib.metadata.EntryPoint]) -> Any:
+    """Return the click command of one name. Raises InputError where two plugins bring it, or it cannot be loaded."""
+    if len(entries) > 1:
+        both = _both(map(_source_of, entries))
+        raise InputError(f"command {entries[0].name!r} is offered by both {both}", "uninstall one of them")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return entries[0].load()
+    except Exception as error:
+        source = _source_of(entries[0])
+        raise InputError(f"command {entries[0].name!r} of {source} cannot be loaded: {one_line(error)}") from None
+
+
+def command_conflicts(own: Iterable[str]) -> list[str]:
+    """Return one message for each command that two plugins bring, or that has the name of one of ftkit's `own`."""
+    messages = []
+    for name, entries in plugin_commands().items():
+        sources = [str(_source_of(entry)) for entry in entries]
+        if name in own:
+            this = f"ftkit {importlib.metadata.version('ftkit')}"
+            messages.append(f"command {name!r} is offered by both {this} and {' and '.join(sources)}")
+        elif len(entries) > 1:
+            messages.append(f"command {name!r} is offered by both {' and '.join(sources)}")
+    return messages
+
+
+def _entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
+    return sorted(importlib.metadata.entry_points(group=group), key=lambda e: (e.name, e.value))
+
+
+def _source_of(entry: importlib.metadata.EntryPoint) -> PluginSource:
+    dist = entry.dist
+    return PluginSource(entry.name, entry.value, dist.name if dist else "?", dist.version if dist else "?")
+
+
+def _both(sources: Iterable[PluginSource]) -> str:
+    return " and ".join(map(str, sources))
 
 
 @functools.cache

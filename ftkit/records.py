@@ -10,7 +10,9 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 T = TypeVar("T", bound="Record")
 
@@ -31,7 +33,7 @@ class Record:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
+    if isinstance(value, Record | GenerationConfig):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -65,7 +67,7 @@ def _reader(hint: Any) -> Reader:
     if origin is dict:
         item = _reader(args[1])
         return dict if item is None else lambda value: {k: _read(item, v) for k, v in value.items()}
-    if isinstance(hint, type) and issubclass(hint, Record):
+    if isinstance(hint, type) and issubclass(hint, Record | GenerationConfig):
         return hint.from_dict
     return None
 
@@ -105,7 +107,7 @@ class Task(Record):
     fingerprints: dict[str, str]
     prompt_hash: str
     source: dict[str, Any] = dataclasses.field(default_factory=dict)  # path, revision, how splits were cut
-    generation: Generation | None = None  # how the test rows are asked; None where no recipe says so
+    generation: GenerationConfig | None = None  # how the test rows are asked; None where no recipe says so
 
     @property
     def train(self) -> tuple[Example, ...]:
@@ -118,6 +120,10 @@ class Task(Record):
     @property
     def test(self) -> tuple[Example, ...]:
         return self.splits.get("test", ())
+
+    def for_training(self) -> Task:
+        """Return the task without its test rows: what is measured is not there to be trained on."""
+        return dataclasses.replace(self, splits={name: rows for name, rows in self.splits.items() if name != "test"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,39 +140,68 @@ class ModelRef(Record):
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Generation(Record):
-    """How text is generated: at most `max_new_tokens` tokens; temperature 0 is greedy decoding."""
+class GenerationConfig(BaseModel):
+    """How text is generated: at most `max_new_tokens` tokens; temperature 0 is greedy decoding.
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    samples: int = 1  # answers per example; more than one needs a temperature above 0
+    The recipe's `generation` section is read into it. Raises pydantic's ValidationError for a value out of range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    max_new_tokens: int = Field(128, ge=1, description="longest answer, in tokens")
+    temperature: float = Field(0.0, ge=0, le=10, description="0 takes the likeliest token each time")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens that make up this share")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the sampling")
+    samples: int = Field(1, ge=1, description="answers per example; more than one needs a temperature above 0")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "max_tokens": "max_new_tokens",
+        "max_length": "max_new_tokens",
+        "n": "samples",
+        "num_return_sequences": "samples",
+    }
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> GenerationConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("`samples` above 1 needs a `temperature` above 0: all answers would be the same")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready data."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GenerationConfig:
+        """Build the settings from `to_dict` data; unknown keys are ignored (a newer ftkit wrote them)."""
+        return cls(**{key: value for key, value in data.items() if key in cls.model_fields})
+
+    def replace(self, **changes: Any) -> GenerationConfig:
+        """Return a copy with some settings changed, checked like new ones."""
+        return GenerationConfig(**{**self.model_dump(), **changes})
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement(Record):
     """One thing to measure, stored in a folder of its own name: a model on a split.
 
-    `generation` None means the recipe's settings; `loss` asks for the teacher-forced loss as well. `examples` None means the whole split as the
-    recipe prompts it; a few-shot control or a sample of training rows gives its own examples.
-    `control` marks a measurement that is not like for like (another prompt, other rows): the report
-    shows it beside the rest and computes no delta with it.
+    `generation` None means the recipe's settings; `loss` asks for the teacher-forced loss as well. `examples` None
+    means the whole split as the recipe prompts it; a few-shot prompt or a sample of training rows gives its own
+    examples. `compared` False marks a measurement that is not like for like (another prompt, other rows): the
+    report shows it beside the rest and computes no delta with it.
     """
 
     name: str
     model: ModelRef
     split: str = "test"
-    generation: Generation | None = None
+    generation: GenerationConfig | None = None
     examples: tuple[Example, ...] | None = None
-    control: bool = False
+    compared: bool = True
     loss: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Rendered(Record):
-    """One training example as the model sees it: `tokens[i]` has id `ids[i]` and is learned where `learned[i]`.
+    """One training example as the model sees it: `tokens[i]` has id `ids[i]` and counts in the loss where `loss_mask[i]`.
 
     The three tuples have one length, in tokens; `n_prompt` of them belong to the prompt.
     `truncated` counts tokens cut off by the sequence limit: (of the prompt, of the target). A `finding` of
@@ -177,10 +212,19 @@ class Rendered(Record):
     text: str
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    learned: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]
     n_prompt: int
     truncated: tuple[int, ...] = (0, 0)
     finding: Finding | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthLimit(Record):
+    """The limit, in tokens, that cuts a training example; `key` is the recipe key that sets it, `hint` what helps."""
+
+    tokens: int
+    key: str | None = None
+    hint: str | None = None
 
 
 # ---------------------------------------------------------------- what comes back
@@ -251,6 +295,15 @@ class Finding(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class Cancelled(Record):
+    """What `Backend.cancel` did: `ended` are {"what", "id", "status"}; `unknown` sentences on what may still exist."""
+
+    ended: tuple[dict[str, str], ...] = ()
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class StageRecord(Record):
     """One stage of a run; status is running, done, failed, interrupted or reused. `started` is ISO 8601 UTC."""
 
@@ -265,7 +318,10 @@ class StageRecord(Record):
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord(Record):
-    """run.json: what happened. status is running, done, failed or interrupted; `kind` is run or score."""
+    """run.json: what happened. `status` is prepared, running, done, failed or interrupted; `kind` is run or score.
+
+    `where` names the launcher that executes the run (`--on`); None is this machine.
+    """
 
     id: str
     name: str
@@ -277,6 +333,7 @@ class RunRecord(Record):
     systems: tuple[str, ...] = ()  # measurement folders, in the order the report shows them
     error: str | None = None
     reuse: bool = True  # False: its baseline may not be copied from another run
+    where: str | None = None
 
 
 # ---------------------------------------------------------------- the report
@@ -287,9 +344,9 @@ class System(Record):
     """One row of the report's table: a model as measured, with what it cost.
 
     `seconds` is measuring, `train_seconds` training; `usd` is both together, `measure_usd` and `train_usd` each;
-    `n_predictions` counts the answers that were asked for. `role` is baseline, tuned, control, external
-    or extra; `settings` is what must agree before two systems may be compared; `info` holds what the
-    backend says of the model (`lives`: where, `until`: until when, `usd_per_hour`: what its machine costs).
+    `n_predictions` counts the answers that were asked for. `role` is baseline, tuned, control, external,
+    further (a backend's own measurement, like for like) or extra (one that is not compared); `settings` is what must agree before two systems may be compared; `info` holds what the
+    backend says of the model (`hosted_by`, `shutdown_date`, `usd_per_hour`: what its machine costs).
     """
 
     name: str

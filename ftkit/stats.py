@@ -7,8 +7,10 @@ numbers. Resampling goes in blocks: memory stays under about 50 MB whatever the 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,19 @@ SEED = 20_240_229
 CONFIDENCE = 0.95
 BLOCK = 1_000_000  # numbers drawn at once
 EXACT_UP_TO = 13  # differences: 2**13 sign patterns are fewer than RESAMPLES, so all are tried
+
+
+_INTERVALS = ContextVar("intervals", default=True)
+
+
+@contextlib.contextmanager
+def without_intervals() -> Iterator[None]:
+    """Let `mean_metrics` give means alone: for a metric that is computed many times, as in training."""
+    token = _INTERVALS.set(False)
+    try:
+        yield
+    finally:
+        _INTERVALS.reset(token)
 
 
 class PairedDelta(NamedTuple):
@@ -81,13 +96,15 @@ def mean_metrics(
         if means:
             ids = tuple(sorted(means))
             blocks.setdefault(ids, []).append((name, np.array([means[i] for i in ids])))
-    intervals: dict[str, tuple[float, float | None, float | None, int, str]] = {}
+    intervals: dict[str, tuple[float, float | None, float | None, int, str | None]] = {}
     for ids, columns in blocks.items():
         n = len(ids)
         boot = []
         for name, values in columns:
             mean = float(math.fsum(values) / n)
-            if n < 2:
+            if not _INTERVALS.get():
+                intervals[name] = (mean, None, None, n, None)
+            elif n < 2:
                 intervals[name] = (mean, None, None, n, "no interval from one example")
             elif name in proportions and bool(np.isin(values, (0.0, 1.0)).all()):
                 intervals[name] = (mean, *wilson(int(values.sum()), n), n, "95 % Wilson score interval")
@@ -97,9 +114,9 @@ def mean_metrics(
                 boot.append((name, values, mean))
         if boot:
             lows, highs = _bootstrap(np.column_stack([values for _, values, _ in boot]), resamples, seed)
-            method = f"95 % percentile bootstrap over examples, {resamples} resamples, seed {seed}"
+            how = f"95 % percentile bootstrap over examples, {resamples} resamples, seed {seed}"
             for (name, _, mean), low, high in zip(boot, lows, highs, strict=True):
-                intervals[name] = (mean, min(float(low), mean), max(float(high), mean), n, method)
+                intervals[name] = (mean, min(float(low), mean), max(float(high), mean), n, how)
     for name in names:
         if name in intervals:
             mean, lower, upper, n, method = intervals[name]

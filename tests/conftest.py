@@ -16,10 +16,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# pytest puts tests/ on the path, where the folder tests/ftkit would pass for a namespace package `ftkit`.
-sys.path.insert(0, str(ROOT))
-
-
 _lacking: dict[str, int] = {}  # program -> tests that could not run without it
 
 
@@ -60,7 +56,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _as_from_a_terminal() -> None:
-    """Let Ctrl-C and a closed terminal reach the runs under test, also where the suite is at work in the background:
+    """Let Ctrl-C and a closed terminal reach the runs under test, also where the suite runs in the background:
     what is ignored here would be ignored by every process that the tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -71,15 +67,15 @@ def fakes() -> Iterator[ModuleType]:
     """The fake plugins, installed in this process for one test."""
     import fakes
 
-    from ftkit.plugins import Owner, installed_plugins
+    from ftkit.plugins import PluginSource, installed_plugins
 
     plugins = installed_plugins()
-    owners, offers = list(plugins.owners), {key: list(found) for key, found in plugins.offers.items()}
-    plugins.register(fakes, Owner("fakes", "fakes", "ftkit-fakes", "0.1"))
-    assert not [o for o in plugins.failures if o.entry == "fakes"]
+    sources, entries = list(plugins.sources), {key: list(found) for key, found in plugins.entries.items()}
+    plugins.register(fakes, PluginSource("fakes", "fakes", "ftkit-fakes", "0.1"))
+    assert not [s for s in plugins.failures if s.entry == "fakes"]
     yield fakes
     plugins.manager.unregister(fakes)
-    plugins.owners, plugins.offers = owners, offers
+    plugins.sources, plugins.entries = sources, entries
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +104,7 @@ def command(fake_site: Path, tmp_path: Path) -> Callable[..., Any]:
 
     def start(*arguments: object, wait: bool = True, cwd: Path = tmp_path, **variables: str) -> Any:
         env = {**os.environ, "PYTHONPATH": str(fake_site), "COLUMNS": "120", **variables}
-        line = [sys.executable, "-c", "from ftkit.cli import main; main()", *map(str, arguments)]
+        line = [sys.executable, "-m", "ftkit", *map(str, arguments)]
         started = subprocess.Popen(line, stdout=-1, stderr=-1, text=True, cwd=cwd, env=env)
         if not wait:
             return started

@@ -9,7 +9,7 @@ recipe, comes in by the variable FAKES ("slow=0.01,stop=3"):
     crash=N         raise RuntimeError instead
     answers=none    let every request fail for good
     train=interrupt, train=crash, train=input    end the training in that way after two steps
-    train=interrupt-hidden    as a library that makes an error of its own of Ctrl-C
+    train=interrupt-hidden    as a library that wraps KeyboardInterrupt in its own exception
 """
 
 from __future__ import annotations
@@ -18,19 +18,33 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ftkit.api import Backend, Evaluator, Options, Session, Tracker
-from ftkit.errors import InputError, Interrupted
+from ftkit.api import Backend, Evaluator, Launcher, MeasuredRun, Options, Run, Session, Tracker
+from ftkit.errors import InputError, Interrupted, RunFailed
+from ftkit.files import read_json, write_json
 from ftkit.hookspecs import hookimpl
-from ftkit.records import Example, Finding, Generation, Measurement, Metric, ModelRef, Prediction, Rendered, Score, Task
+from ftkit.records import (
+    Example,
+    Finding,
+    GenerationConfig,
+    Measurement,
+    Metric,
+    ModelRef,
+    Prediction,
+    Rendered,
+    Score,
+    Task,
+)
 from ftkit.stats import mean_metrics
-from ftkit.store import RunContext, read_json, write_json
 
 
 def _knob(name: str) -> str:
@@ -53,24 +67,25 @@ class FakeOptions(Options):
     refuse: str = ""  # an error that `check` finds
     warn: str = ""
     extras: bool = False  # measure some training rows as well
-    context: int = 1 << 30  # words; a longer prompt is said to have been cut
+    context: int = 1 << 30  # words; a longer prompt is reported as truncated
     losses: bool = False  # those with their teacher-forced loss
     usd: float | None = 0.0  # what the run is estimated to cost; None: it is paid for, and nobody knows how much
     usd_per_answer: float | None = None
     usd_per_hour: float | None = None  # of the machine that answers
-    until: str | None = None  # the model's last day
+    shutdown_date: str | None = None  # the model's last day
 
 
 class FakeBackend(Backend):
     name = "fake"
     summary = "learns by heart that answers are upper case"
     Options = FakeOptions
+    questions: ClassVar[dict[str, str]] = {"create-again": "yes: the provider has no such job"}
 
-    def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
+    def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
         found = [Finding("error", self.options.refuse, "mend it", "backend.skill")] if self.options.refuse else []
         return found + ([Finding("warning", self.options.warn)] if self.options.warn else [])
 
-    def estimate(self, task: Task | None) -> dict[str, Any]:
+    def estimate(self, task: Task | None, trains: bool = True) -> dict[str, Any]:
         guess = {"seconds": 1.5, "memory_bytes": 1_000_000, "usd": self.options.usd}
         return guess if self.options.usd is not None else {**guess, "paid": True, "not_estimated": "no price list"}
 
@@ -78,23 +93,25 @@ class FakeBackend(Backend):
         for e in examples:
             prompt, answer = e.input.split(), e.targets[0].split()
             tokens = (*prompt, *answer, "<end>")
-            learned = tuple(i >= len(prompt) for i in range(len(tokens)))
-            yield Rendered(e.id, " ".join(tokens), tuple(range(len(tokens))), tokens, learned, len(prompt))
+            loss_mask = tuple(i >= len(prompt) for i in range(len(tokens)))
+            yield Rendered(e.id, " ".join(tokens), tuple(range(len(tokens))), tokens, loss_mask, len(prompt))
 
     def base_model(self) -> ModelRef:
         return ModelRef(
-            "hub", self.options.base_model, meta={"until": self.options.until} if self.options.until else {}
+            "hub",
+            self.options.base_model,
+            meta={"shutdown_date": self.options.shutdown_date} if self.options.shutdown_date else {},
         )
 
-    def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
+    def identity(self, model: ModelRef, run: Run) -> dict[str, Any]:
         return {"plugin": self.name, "model": model.to_dict(), "fail": self.options.fail}
 
-    def train(self, task: Task, run: RunContext) -> ModelRef:
+    def train(self, task: Task, run: Run) -> ModelRef:
         model = run.path("train", "model", "rule.json")
-        for step in range(run.state.get("step", 0) + 1, self.options.steps + 1):
+        for step in range(run.state(self.name).get("step", 0) + 1, self.options.steps + 1):
             time.sleep(float(_knob("slow") or 0))
             run.log("step", step=step, max_steps=self.options.steps, loss=1 / step, seconds=0.01 * step)
-            run.save_state(step=step)
+            run.state(self.name).update(step=step)
             if step == 2 and _knob("train") == "interrupt":
                 raise KeyboardInterrupt
             if step == 2 and _knob("train") == "interrupt-hidden":
@@ -102,7 +119,7 @@ class FakeBackend(Backend):
                     signal.raise_signal(signal.SIGINT)
                 except KeyboardInterrupt:
                     raise ValueError("a schema could not be built") from None
-            if step == 2 and _knob("train") == "detach" and not run.state.get("create_again"):
+            if step == 2 and _knob("train") == "detach" and run.answer("create-again") != "yes":
                 run.log("note", message="the remote job goes on")
                 raise Interrupted("left the job job-1", "look again later")
             if step == 2 and _knob("train") == "crash":
@@ -118,7 +135,7 @@ class FakeBackend(Backend):
         return ModelRef("adapter", "train/model", self.options.base_model)
 
     @contextlib.contextmanager
-    def load(self, model: ModelRef, run: RunContext) -> Iterator[Session]:
+    def load(self, model: ModelRef, run: Run) -> Iterator[Session]:
         rule = read_json(run.resolve_uri(model.uri) / "rule.json") if model.kind == "adapter" else None
         yield FakeSession(self.options, rule, run)
 
@@ -129,17 +146,19 @@ class FakeBackend(Backend):
     def measurements(self, task: Task, tuned: ModelRef | None) -> Iterable[Measurement]:
         if self.options.extras and tuned is not None:
             loss = bool(self.options.losses)
-            yield Measurement("tuned-train-rows", tuned, "train", examples=task.train[:4], control=True, loss=loss)
+            yield Measurement("tuned-train-rows", tuned, "train", examples=task.train[:4], compared=False, loss=loss)
 
 
 class FakeSession(Session):
-    def __init__(self, options: FakeOptions, rule: dict[str, Any] | None, run: RunContext) -> None:
+    def __init__(self, options: FakeOptions, rule: dict[str, Any] | None, run: Run) -> None:
         self.options = options
         self.rule = rule
-        self.prompts_cut = 0
+        self.truncated_prompts = 0
         self.asked = run.scratch("asked-tuned" if rule else "asked-base")  # a server remembers, whoever asks
 
-    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+    def generate(
+        self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
+    ) -> Iterator[list[Prediction]]:
         for n, batch in enumerate(batches):
             if _knob("interrupt") == str(n):
                 raise KeyboardInterrupt
@@ -151,7 +170,7 @@ class FakeSession(Session):
             yield [self._answer(e, company, sample) for e in batch for sample in range(generation.samples)]
 
     def _answer(self, example: Example, company: str, sample: int) -> Prediction:
-        self.prompts_cut += len(example.input.split()) > self.options.context
+        self.truncated_prompts += len(example.input.split()) > self.options.context
         fails = example.id in self.options.fail or _knob("answers") == "none"
         if example.id in self.options.fail_once and not (self.asked / example.id).exists():
             (self.asked / example.id).touch()
@@ -169,7 +188,7 @@ class FakeSession(Session):
         return [len(e.targets[0]) / 100 for e in batch]
 
     def stats(self) -> dict[str, Any]:
-        facts = {"usd_per_hour": self.options.usd_per_hour, "prompts_cut": self.prompts_cut}
+        facts = {"usd_per_hour": self.options.usd_per_hour, "truncated_prompts": self.truncated_prompts}
         return {"peak_memory": 4096, "device": "fake", **facts}
 
 
@@ -185,19 +204,19 @@ class Echo(Backend):
     summary = "echoes"
     Options = EchoOptions
 
-    def estimate(self, task: Task | None) -> dict[str, Any]:
+    def estimate(self, task: Task | None, trains: bool = True) -> dict[str, Any]:
         if self.options.usd is None:
-            return super().estimate(task)
-        return {"usd": self.options.usd if self.control else 2 * self.options.usd}
+            return super().estimate(task, trains)
+        return {"usd": 2 * self.options.usd if trains else self.options.usd}
 
     def base_model(self) -> ModelRef:
         return ModelRef("rule", "echo")
 
-    def train(self, task: Task, run: RunContext) -> ModelRef:
+    def train(self, task: Task, run: Run) -> ModelRef:
         return self.base_model()
 
     @contextlib.contextmanager
-    def load(self, model: ModelRef, run: RunContext) -> Iterator[Session]:
+    def load(self, model: ModelRef, run: Run) -> Iterator[Session]:
         yield FakeEcho(self.options.word, self.options.usd)
 
 
@@ -205,7 +224,9 @@ class FakeEcho(Session):
     def __init__(self, word: str, usd: float | None) -> None:
         self.word, self.usd = word, usd
 
-    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+    def generate(
+        self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
+    ) -> Iterator[list[Prediction]]:
         for batch in batches:
             yield [
                 Prediction(e.id, self.word or e.input, s, usd=self.usd and self.usd / 24)
@@ -251,7 +272,7 @@ class RecorderOptions(Options):
 
 
 class Recorder(Tracker):
-    """Writes down which hooks were called."""
+    """Writes down which methods were called."""
 
     name = "fake-recorder"
     Options = RecorderOptions
@@ -260,36 +281,58 @@ class Recorder(Tracker):
         with open(self.options.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(what) + "\n")
 
-    def ftkit_run_started(self, run: RunContext, record: Any) -> None:
+    def started(self, run: Run, record: Any) -> None:
         self._write("started", Path(run.dir).name)
 
-    def ftkit_metrics_logged(self, event: dict[str, Any]) -> None:
+    def logged(self, run: Run, event: dict[str, Any]) -> None:
         self._write("event", event["event"], event.get("step"))
 
-    def ftkit_stage_finished(self, stage: Any) -> None:
+    def stage_finished(self, run: Run, stage: Any) -> None:
         self._write("stage", stage.name)
 
-    def ftkit_run_failed(self, record: Any) -> None:
+    def failed(self, run: Run, record: Any) -> None:
         self._write("failed", record.error)
 
-    def ftkit_run_finished(self, run: RunContext, record: Any, report: Any) -> None:
+    def finished(self, run: MeasuredRun, record: Any, report: Any) -> None:
         self._write("finished", report.verdict)
 
 
 class Raising(Tracker):
     name = "fake-raising"
 
-    def ftkit_run_started(self, run: RunContext) -> None:
+    def started(self, run: Run, record: Any) -> None:
         raise ConnectionError("the tracker's server is down")
 
 
 class Hanging(Tracker):
     name = "fake-hanging"
+    patience = 0.5
     released: ClassVar[threading.Event] = threading.Event()
 
-    def ftkit_metrics_logged(self, event: dict[str, Any]) -> None:
+    def logged(self, run: Run, event: dict[str, Any]) -> None:
         self.released.wait(3600)
         raise TimeoutError("gave up at last")
+
+
+class Elsewhere(Launcher):
+    """Executes a copy of the run directory in another process, and brings it back."""
+
+    name = "fake-elsewhere"
+    summary = "another folder of this machine"
+
+    def launch(self, run: Run, where: str) -> None:
+        there = run.scratch("elsewhere") / run.id
+        shutil.copytree(run.dir, there, ignore=shutil.ignore_patterns(".work", ".lock"), dirs_exist_ok=True)
+        line = [sys.executable, "-m", "ftkit", "run", "--resume", str(there), "--on", "here"]
+        done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "FAKES": where})
+        if done.returncode:
+            raise RunFailed(f"the remote run failed: {done.stderr}")
+        shutil.copytree(there, run.dir, ignore=shutil.ignore_patterns(".work", ".lock"), dirs_exist_ok=True)
+
+
+@hookimpl
+def ftkit_launchers() -> list[type[Launcher]]:
+    return [Elsewhere]
 
 
 @hookimpl

@@ -152,13 +152,12 @@ def _load(path: Path) -> Any:
 
 
 def _serve(cwd: str, *modules: str) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/ is first on it, and holds a folder named ftkit
-    for name in ("cli", "notebook", "preflight", "report", "runner"):
+    for name in ("cli.main", "interface", "report.build", "run.prepare", "run.stages"):
         importlib.import_module(f"ftkit.{name}")
     for name in ("scipy.stats", *modules):
         importlib.import_module(name)
     from ftkit.plugins import installed_plugins
-    from ftkit.provenance import packages
+    from ftkit.run.lock import packages
 
     installed_plugins()
     packages()
@@ -210,7 +209,7 @@ def _child(arguments: list[str], at: int | str | None, how: str, nth: int) -> No
     sys.addaudithook(hook)
     status: Any = 0
     try:
-        from ftkit.cli import main
+        from ftkit.cli.main import main
 
         main()
     except SystemExit as end:

@@ -32,7 +32,7 @@ from kill_at import Stopper, results, unfinished  # noqa: E402
 from test_survival import write_recipe  # noqa: E402
 
 SIGNALS = {"kill": -signal.SIGKILL, "torn": -signal.SIGKILL, "interrupt": 130, "full": 1}
-COMMAND = [sys.executable, "-c", "from ftkit.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from ftkit.cli.main import main; main()"]
 
 
 @dataclass

@@ -57,7 +57,7 @@ def commands() -> list[tuple[str, str]]:
 def test_commands_in_the_docs_exist_with_their_options(page: str, line: str) -> None:
     import click
 
-    from ftkit.cli import ftkit
+    from ftkit.cli.main import ftkit
 
     words = shlex.split(line, comments=True)[1:]
     command = ftkit.get_command(click.Context(ftkit), words[0])

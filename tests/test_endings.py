@@ -23,9 +23,11 @@ from kill_at import mount, unfinished
 
 import ftkit
 from ftkit.console import Console
-from ftkit.endings import explained
+from ftkit.directory import RunDirectory
 from ftkit.errors import InputError, Interrupted, RunFailed
-from ftkit.store import RunContext, read_json, write_json
+from ftkit.files import read_json, write_json
+from ftkit.run import signals
+from ftkit.run.signals import explained
 
 Command = Callable[..., Any]
 Make = Callable[..., Path]
@@ -74,11 +76,11 @@ def test_a_file_that_may_not_grow(command: Command, recipe_file: Make, tmp_path:
 
 
 def test_an_error_on_a_full_disk_keeps_its_own_message(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunContext.open(interrupted)
+    run = RunDirectory.open(interrupted)
     wrong, full = ValueError("the template is wrong"), OSError(errno.ENOSPC, "No space left on device")
     assert explained(wrong, run).message == "ValueError: the template is wrong"
     assert explained(full, run).message == f"the disk is full: {run.dir}"
-    monkeypatch.setattr("ftkit.endings._ROOM", sys.maxsize)  # less than this is free on every disk
+    monkeypatch.setattr(signals, "_ROOM", sys.maxsize)  # less than this is free on every disk
     assert explained(wrong, run).message == "ValueError: the template is wrong (and the disk is nearly full)"
     assert explained(full, run).message == f"the disk is full: {run.dir}"
 
@@ -146,11 +148,10 @@ def test_a_dataset_that_vanishes_before_it_is_read(command: Command, recipe_file
 
 
 def test_impatient_ctrl_c(fake_site: Path, recipe_file: Make, tmp_path: Path) -> None:
-    """Whoever presses Ctrl-C again and again is told how to go on as well, and the record is written."""
-    recipe = recipe_file(tracking=["fake-hanging"])  # its thread holds up the end of the run
-    code = "from ftkit import cli, observers; observers._PATIENCE = 1; cli.main()"
+    """Several Ctrl-C in a row end with the same message, and the record is written."""
+    recipe = recipe_file(tracking=["fake-hanging"])  # its thread delays the end of the run by its patience
     env = {**os.environ, "PYTHONPATH": str(fake_site), "FAKES": "slow=0.1"}
-    line = [sys.executable, "-c", code, "run", str(recipe)]
+    line = [sys.executable, "-m", "ftkit", "run", str(recipe)]
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
     wait_for(lambda: list(tmp_path.glob("runs/*/train/log.jsonl")), process)
     for _ in range(8):
@@ -176,7 +177,7 @@ def test_the_terminal_is_closed(fake_site: Path, recipe_file: Make, command: Com
         wait_for(lambda: list(run.glob("*/baseline/predictions.journal")), process)
         return process, ours
 
-    ftkit_command = [sys.executable, "-c", "from ftkit.cli import main; main()"]
+    ftkit_command = [sys.executable, "-c", "from ftkit.cli.main import main; main()"]
     process, terminal = start(*ftkit_command)
     os.close(terminal)  # SIGHUP, and every line that is printed is an error from now on
     assert process.wait(30) == 130
@@ -252,7 +253,7 @@ def test_what_changed_since_a_run_began_is_one_warning(interrupted: Path, fakes:
     write_json(interrupted / "lock.json", lock)
     text = (interrupted / "recipe.yaml").read_text()
     (interrupted / "recipe.yaml").write_text(text + "# by hand\n")
-    warnings = ftkit.resume(interrupted, console=QUIET).context.record().warnings
+    warnings = ftkit.resume(interrupted, console=QUIET).directory.record().warnings
     (warning,) = [w for w in warnings if "since this run began" in w]
     for part in ("numpy 1.0 ->", "left-pad 2.0 -> none", "python 3.1.0 ->", "recipe.yaml"):
         assert part in warning
@@ -260,7 +261,7 @@ def test_what_changed_since_a_run_began_is_one_warning(interrupted: Path, fakes:
 
 
 def test_nothing_changed_nothing_is_said(interrupted: Path, fakes: ModuleType) -> None:
-    assert ftkit.resume(interrupted, console=QUIET).context.record().warnings == ()
+    assert ftkit.resume(interrupted, console=QUIET).directory.record().warnings == ()
 
 
 def test_links_out_of_the_run_directory_are_not_followed(interrupted: Path, fakes: ModuleType, tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_links_out_of_the_run_directory_are_not_followed(interrupted: Path, fake
         if (tmp_path / "aside").exists():
             (tmp_path / "aside").rename(link)
     assert list(elsewhere.iterdir()) == []
-    assert ftkit.resume(interrupted, console=QUIET).context.record().status == "done"
+    assert ftkit.resume(interrupted, console=QUIET).directory.record().status == "done"
 
 
 def test_a_run_that_may_not_reuse_does_not_when_it_is_resumed(
@@ -299,7 +300,7 @@ def test_looking_at_a_run_at_work_does_not_touch_it(interrupted: Path) -> None:
     log = interrupted / "train" / "log.jsonl"
     log.parent.mkdir(exist_ok=True)
     log.write_text('{"event": "step", "step": 1}\n{"event": "st')  # another process is writing this line
-    assert [row["step"] for row in RunContext.open(interrupted).log_rows()] == [1]
+    assert [row["step"] for row in RunDirectory.open(interrupted).log_rows()] == [1]
     assert log.read_text().endswith('"st')
     json.loads((interrupted / "run.json").read_text())
 
@@ -309,5 +310,17 @@ def test_of_several_recipes_it_is_said_what_is_left(command: Any, recipe_file: A
     third = recipe_file("c.yaml", name="c", backend={"steps": 7})
     stopped = command("run", first, second, third, FAKES="train=interrupt")
     assert stopped.returncode == 130
-    assert "--resume" in stopped.stderr and f"not begun: {second}, {third}" in stopped.stderr
-    assert "ftkit report RUN..." in stopped.stderr
+    a, b, c = (f"runs/{path.name}" for path in sorted((tmp_path / "runs").iterdir()))
+    assert f"resume with: ftkit run --resume {a}" in stopped.stderr
+    assert f"prepared and not started; start each with ftkit run --resume: {b}, {c}" in stopped.stderr
+    assert f"ftkit report {a} {b} {c}" in stopped.stderr
+    assert [read_json(tmp_path / run / "run.json")["status"] for run in (a, b, c)] == [
+        "interrupted",
+        "prepared",
+        "prepared",
+    ]
+    assert [row.split()[1] for row in command("runs").stdout.splitlines()] == ["interrupted", "prepared", "prepared"]
+    assert "this run was prepared" in command("report", b).stdout + (tmp_path / b / "report.md").read_text()
+    for run in (a, b, c):
+        assert command("run", "--resume", run).returncode == 0
+    assert command("report", a, b, c).returncode == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ftkit.store import read_json, read_jsonl
+from ftkit.files import read_json, read_jsonl
 
 ROOT = Path(__file__).parents[1]
 
@@ -222,7 +222,7 @@ def trl() -> Any:
     pytest.importorskip("trl")
     from ftkit_trl._model import load_tokenizer
 
-    from ftkit.recipe import load_recipe
+    from ftkit.recipe.load import load_recipe
 
     options = {"plugin": "trl-sft-lora", "base_model": "package:ftkit_quickstart/model", "chat_template": "plain"}
     recipe = {"name": "x", "dataset": {"path": "loader:quickstart-dialogues"}, "backend": options, "evaluator": "rouge"}
@@ -241,14 +241,14 @@ def test_special_tokens_in_the_data_are_read_as_text(trl: Any, token: str) -> No
     (was,), (now,) = backend.render([clean]), backend.render([dirty])
     special = tokenizer.convert_tokens_to_ids(token)
     assert now.ids.count(special) == was.ids.count(special), "the data made a special token"
-    assert token in tokenizer.decode([i for i, on in zip(now.ids, now.learned, strict=True) if on])
-    assert now.learned[-1] and now.tokens[-1] == "<eos>"
+    assert token in tokenizer.decode([i for i, on in zip(now.ids, now.loss_mask, strict=True) if on])
+    assert now.loss_mask[-1] and now.tokens[-1] == "<eos>"
 
 
 def test_what_is_generated_for_such_a_prompt_reads_it_as_text(trl: Any) -> None:
     from ftkit_trl._generate import open_session
 
-    from ftkit.records import Example, Generation, Message
+    from ftkit.records import Example, GenerationConfig, Message
 
     backend, tokenizer = trl
     asked = []
@@ -261,7 +261,7 @@ def test_what_is_generated_for_such_a_prompt_reads_it_as_text(trl: Any) -> None:
 
         session.model.generate = watch
         example = Example("a", (Message("user", "one <eos> two <pad>\nSummary:"),), ("three",))
-        list(session.generate([[example]], Generation(max_new_tokens=2)))
+        list(session.generate([[example]], GenerationConfig(max_new_tokens=2)))
     assert asked and not {tokenizer.eos_token_id, tokenizer.pad_token_id} & set(asked[0][0])
 
 
@@ -285,7 +285,7 @@ def test_a_real_run_over_hostile_rows(tmp_path: Path) -> None:
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     before = tree(tmp_path, tmp_path / "runs")
-    line = [sys.executable, "-m", "ftkit.cli", "run", "recipe.yaml"]
+    line = [sys.executable, "-m", "ftkit", "run", "recipe.yaml"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()

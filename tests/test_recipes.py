@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ftkit.notebook import shipped_recipes
+from ftkit.interface import shipped_recipes
 from ftkit.plugins import installed_plugins
-from ftkit.recipe import load_recipe
-from ftkit.schema import recipe_schema
+from ftkit.recipe.load import load_recipe
+from ftkit.recipe.schema import recipe_schema
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -45,7 +45,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, obj
     pytest.importorskip("trl")
     env = {k: v for k, v in os.environ.items() if not k.endswith("API_KEY")}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("hub"))}
-    line = [sys.executable, "-m", "ftkit.cli", "check", *map(str, RECIPES), "--json"]
+    line = [sys.executable, "-m", "ftkit", "check", *map(str, RECIPES), "--json"]
     folder = tmp_path_factory.mktemp("elsewhere")
     done = subprocess.run(line, capture_output=True, text=True, env=env, cwd=folder, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr

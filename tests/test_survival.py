@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from kill_at import Ended, Stopper, mount, results, unfinished
 
-from ftkit.store import read_json, read_jsonl, write_json, write_jsonl
+from ftkit.files import read_json, read_jsonl, write_json, write_jsonl
 
 POINTS = 16  # of about 200: tests/soak.py takes them all
 

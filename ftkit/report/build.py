@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import yaml_source
+from ..directory import RunDirectory, utc_now
 from ..errors import InputError
+from ..files import read_json
 from ..plugins import installed_plugins
+from ..recipe import yaml as yaml_source
 from ..records import Curve, Metric, Pair, Report, Section
-from ..store import RunContext, read_json, utc_now
 from .compare import deltas_of, primary_of, verdict_of
 from .costs import costs_of, read_prices
-from .measured import Measured, check_comparable, match_examples, read_all, unique
+from .measured import Measured, check_comparable, match_examples, read_all, settle_roles, unique
 
 
-def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Sequence[str] = ()) -> Report:
+def build_report(runs: Sequence[RunDirectory], anyway: bool = False, prices: Sequence[str] = ()) -> Report:
     """Return one Report over `runs`. Raises InputError where they must not be compared, unless `anyway`.
 
     `prices` are texts SYSTEM.KEY=NUMBER: see `costs.read_prices`.
@@ -28,6 +29,7 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Seque
     notes: list[str] = []
     warnings: list[str] = []
     measured = unique(read_all(runs), notes)
+    settle_roles(measured, notes)
     check_comparable([m for m in measured if m.system.role != "extra"], anyway, warnings, notes)
     systems = [m.system for m in measured]
     set_prices = read_prices(prices, systems, {run.id: run.record().name for run in runs})
@@ -41,11 +43,12 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Seque
         unfinished = _unfinished(run)
         warnings += [prefix + unfinished] if unfinished else []
     for m in measured:
-        cut = m.run.measurement(m.system.stage).get("cost", {}).get("prompts_cut")
+        cut = m.run.measurement(m.system.stage).get("cost", {}).get("truncated_prompts")
         if cut:
-            warnings.append(f"{m.system.name}: {cut} prompts did not fit into the model's context and were cut")
+            warnings.append(f"{m.system.name}: {cut} prompts did not fit into the model's context and were truncated")
     verdict, detail = verdict_of(measured, deltas, primary, warnings)
     sections = _sections(runs, warnings)
+    recipe_notes = _recipe_notes(runs, warnings)
     return Report(
         title=" vs ".join(dict.fromkeys(run.record().name for run in runs)),
         verdict=verdict,
@@ -57,7 +60,7 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Seque
         curves=tuple(curve for run in runs for curve in _curves(run)),
         runs=tuple(_provenance(run) for run in runs),
         warnings=tuple(dict.fromkeys(warnings)),
-        notes=tuple(dict.fromkeys([*_recipe_notes(runs), *notes])),
+        notes=tuple(dict.fromkeys([*recipe_notes, *notes])),
         sections=tuple(sections),
         costs=costs_of(systems, set_prices, _spent(runs)).to_dict(),
         created=utc_now(),
@@ -68,19 +71,24 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Seque
 # ---------------------------------------------------------------- the rest of the page
 
 
-def _unfinished(run: RunContext) -> str | None:
-    """Return one sentence on a run that is not done: in which stage, why, and how to go on; else None."""
+def _unfinished(run: RunDirectory) -> str | None:
+    """Return one sentence on a run that is not done: in which stage, why, and how to resume it; else None."""
     record, status = run.record(), run.status()
     if record.kind != "run" or status == "done":
         return None
     stage = next((f" in {s.name}" for s in record.stages if s.status != "done"), "")
     if status == "running":
-        return f"this run is not over: it is still at work{stage}"
+        return f"this run is still running{stage}"
+    if status == "prepared":
+        return f"this run was prepared and not started; start it with: ftkit run --resume {_shown_path(run)}"
     lines = [line.strip().rstrip(".") for line in (record.error or "").splitlines() if "--resume" not in line]
     why = f": {'; '.join(lines)}" if lines and lines != [status] else ""
     what = status if status == "failed" else f"was {status}"
-    folder = run.dir.relative_to(Path.cwd()) if run.dir.is_relative_to(Path.cwd()) else run.dir
-    return f"this run {what}{stage}{why}; go on with: ftkit run --resume {folder}"
+    return f"this run {what}{stage}{why}; resume with: ftkit run --resume {_shown_path(run)}"
+
+
+def _shown_path(run: RunDirectory) -> Path:
+    return run.dir.relative_to(Path.cwd()) if run.dir.is_relative_to(Path.cwd()) else run.dir
 
 
 def _pairs(measured: Sequence[Measured], primary: str | None) -> Iterable[Pair]:
@@ -107,7 +115,7 @@ def _pairs(measured: Sequence[Measured], primary: str | None) -> Iterable[Pair]:
         yield Pair(example.id, example.input, example.targets, answers, delta)
 
 
-def _curves(run: RunContext) -> Iterable[Curve]:
+def _curves(run: RunDirectory) -> Iterable[Curve]:
     """Draw the loss, and the validation metrics of the primary evaluator, over the training steps."""
     lines: dict[tuple[str, str], list[list[float]]] = {}
     known: dict[str, Metric] = {}
@@ -130,7 +138,7 @@ def _curves(run: RunContext) -> Iterable[Curve]:
     return [Curve(run.record().name, name, axis, tuple(points)) for (axis, name), points in lines.items()]
 
 
-def _provenance(run: RunContext) -> dict[str, Any]:
+def _provenance(run: RunDirectory) -> dict[str, Any]:
     record, status = run.record(), run.status()
     if status == "killed":
         stages = (replace(s, status=status) if s.status == "running" else s for s in record.stages)
@@ -144,7 +152,7 @@ def _provenance(run: RunContext) -> dict[str, Any]:
     }
 
 
-def _spent(runs: Sequence[RunContext]) -> Iterable[dict[str, Any]]:
+def _spent(runs: Sequence[RunDirectory]) -> Iterable[dict[str, Any]]:
     """Yield the estimated and the actual price of each run that had an estimate, in dollars."""
     for run in runs:
         audit = run.path("audit.json")
@@ -161,18 +169,23 @@ def _spent(runs: Sequence[RunContext]) -> Iterable[dict[str, Any]]:
             }
 
 
-def _recipe_notes(runs: Sequence[RunContext]) -> list[str]:
+def _recipe_notes(runs: Sequence[RunDirectory], warnings: list[str]) -> list[str]:
     """Return the recipes' notes; read as plain YAML, so that a report needs none of the run's plugins."""
     notes = []
     for run in runs:
         path = run.path("recipe.yaml")
         if path.exists():
-            note = yaml_source.read_file(str(path), []).plain().get("note")
+            try:
+                recipe = yaml_source.read_file(str(path), []).plain()
+            except yaml_source.Unreadable as error:
+                warnings.append(f"{run.record().name}: its recipe.yaml cannot be read: {error.problem}")
+                continue
+            note = recipe.get("note") if isinstance(recipe, dict) else None
             notes += [str(note)] if note else []
     return notes
 
 
-def _sections(runs: Sequence[RunContext], warnings: list[str]) -> list[Section]:
+def _sections(runs: Sequence[RunDirectory], warnings: list[str]) -> list[Section]:
     sections: list[Section] = []
     for impl in installed_plugins().manager.hook.ftkit_report_sections.get_hookimpls():
         try:

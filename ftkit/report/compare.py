@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..console import number
 from ..records import Delta, System
 from ..stats import holm, paired_deltas
+from ..text import Scale, p_equals, scale_for
 from .measured import Measured
 
 UNSCORED_LIMIT = 0.02  # with a larger share of failed answers no verdict is given
@@ -22,7 +22,10 @@ def primary_of(measured: Sequence[Measured]) -> str | None:
 
 
 def _comparisons(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
-    """Say which systems are compared: base and controls to tuned within a run, then tuned to tuned, base to base."""
+    """Say which systems are compared: base and controls to tuned within a run, then tuned to tuned, base to base.
+
+    A further measurement that a backend asked for (a checkpoint, say) is compared with its run's base.
+    """
     pairs = []
     finals = [m for m in measured if m.system.role in _FINAL]
     bases = [m for m in measured if m.system.role == "baseline"]
@@ -31,6 +34,9 @@ def _comparisons(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]
             alike = m.run.id in other.used_by or m.system.role == "external"
             if other.system.role in ("baseline", "control") and alike:
                 pairs.append((other, m))
+    for m in measured:
+        if m.system.role == "further":
+            pairs += [(base, m) for base in bases if m.run.id in base.used_by]
     return [*pairs, *itertools.combinations(finals, 2), *itertools.combinations(bases, 2)]
 
 
@@ -107,14 +113,16 @@ def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
     else:
         subject = f"No difference shown between {b.system.name} and {a.system.name}"
     unit = "points" if delta.unit == "fraction" else delta.unit
-    change = f"{_signed(delta.delta, delta.unit)} {unit}"
-    ends = f" [{_signed(delta.low, delta.unit)}, {_signed(delta.high, delta.unit)}]" if delta.low is not None else ""
-    before, after = (number(mean, delta.unit) for mean in _common_means(a, b, delta.metric))
+    means = _common_means(a, b, delta.metric)
+    scale = scale_for(delta.unit, [*means, delta.delta])
+    change = f"{_signed(delta.delta, scale)} {unit}"
+    ends = f" [{_signed(delta.low, scale)}, {_signed(delta.high, scale)}]" if delta.low is not None else ""
+    before, after = (scale.value(mean) for mean in means)
     p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
     corrected = " after Holm's correction" if delta.p_adjusted is not None else ""
     seed = ", one training seed" if b.system.role == "tuned" else ""
     return subject, (
-        f"{delta.metric} {before} → {after}: {change}, 95 % interval{ends}, p {_p(p)}{corrected}, n={delta.n}{seed}."
+        f"{delta.metric} {before} → {after}: {change}, 95 % interval{ends}, {p_equals(p)}{corrected}, n={delta.n}{seed}."
     )
 
 
@@ -145,9 +153,7 @@ def _too_many_unscored(systems: Iterable[System], metric: str) -> str | None:
     return None
 
 
-def _signed(value: float | None, unit: str) -> str:
-    return "-" if value is None else ("+" if value >= 0 else "−") + number(abs(value), unit)
-
-
-def _p(p: float | None) -> str:
-    return "unknown" if p is None else "< 0.001" if p < 0.001 else f"= {p:.3f}"
+def _signed(value: float | None, scale: Scale) -> str:
+    """Return a difference with its sign, also where it rounds to 0."""
+    text = scale.signed(value)
+    return text if text[0] in "+−–" else f"+{text}"

@@ -7,7 +7,6 @@ figures are measured, from the recipe, or set by the user, and each says which.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..records import Record, System
+from ..text import nearest
 
 HOURS_PER_MONTH = 730  # 365 days of 24 hours, divided by 12
 VOLUMES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)  # predictions per month that the report spells out
@@ -40,8 +40,8 @@ class SystemCost(Record):
     usd_per_hour: float | None  # None where it is not paid by the hour
     n_failed: int
     n_predictions: int
-    lives: str | None = None
-    until: str | None = None
+    hosted_by: str | None = None
+    shutdown_date: str | None = None
     sources: dict[str, str] = field(default_factory=dict)
     explicit: tuple[str, ...] = ()  # the prices that the user set for this system
 
@@ -120,7 +120,7 @@ def costs_of(systems: Sequence[System], prices: Prices, runs: Iterable[dict[str,
 
 
 def system_cost(system: System, prices: Mapping[str, float]) -> SystemCost:
-    """Return what a system cost. A set price wins over a measured one; a set hour prices the measured seconds anew."""
+    """Return what a system cost. A set price wins over a measured one; a set hour prices the measured seconds again."""
     n = system.n_predictions
     per_1k = 1000 / n if n else None
     seconds = system.seconds * per_1k if system.seconds is not None and per_1k else None
@@ -145,8 +145,8 @@ def system_cost(system: System, prices: Mapping[str, float]) -> SystemCost:
         usd_per_hour=known["usd_per_hour"],
         n_failed=system.n_failed,
         n_predictions=n,
-        lives=_text(system.info.get("lives")),
-        until=_text(system.info.get("until")),
+        hosted_by=_text(system.info.get("hosted_by")),
+        shutdown_date=_text(system.info.get("shutdown_date")),
         explicit=tuple(prices),
         sources={key: source for key, (value, source) in figures.items() if value is not None},
     )
@@ -201,9 +201,9 @@ def read_prices(
         if not name:
             raise InputError(f"--set-price {text}: not of the form SYSTEM.KEY=NUMBER", f"as in: {_example(systems)}")
         if key not in PRICES:
-            near = difflib.get_close_matches(key, PRICES, 1)
+            near = nearest(key, PRICES)
             known = "; ".join(f"{k}: {what}" for k, what in PRICES.items())
-            hint = f"did you mean {near[0]!r}?" if near else known
+            hint = f"did you mean {near!r}?" if near else known
             raise InputError(f"--set-price {text}: there is no price {key!r}", hint)
         value = _price(number)
         if value is None:
@@ -213,8 +213,8 @@ def read_prices(
         meant = [s.name for s in systems if name in (s.name, s.run, names.get(s.run))]
         if not meant:
             have = [s.name for s in systems]
-            near = difflib.get_close_matches(name, have, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(have)}"
+            near = nearest(name, have)
+            hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(have)}"
             raise InputError(f"--set-price {text}: the report has no system {name!r}", hint)
         for system in meant:
             prices.setdefault(system, {})[key] = value

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data import normalise
+from ..directory import RunDirectory
 from ..errors import InputError
+from ..files import digest, read_json, read_jsonl
 from ..records import Example, ModelRef, Prediction, RunRecord, Score, System
 from ..stats import example_means
-from ..store import RunContext, digest, read_json, read_jsonl
+from ..text import normalise
 
-_ROLES = {"baseline": "baseline", "tuned": "tuned", "predictions": "external"}
 _SETTINGS = {
     "rows": "test rows",
     "prompt": "prompt",
@@ -29,7 +29,7 @@ class Measured:
     """A System and the answers behind it, keyed by the example ids of the report's first system."""
 
     system: System
-    run: RunContext
+    run: RunDirectory
     predictions: dict[str, Prediction]
     scores: list[Score]
     used_by: set[str]  # ids of the runs that share this measurement
@@ -49,12 +49,12 @@ class Measured:
         return self._means[metric]
 
 
-def read_all(runs: Sequence[RunContext]) -> list[Measured]:
+def read_all(runs: Sequence[RunDirectory]) -> list[Measured]:
     names = [run.record().name for run in runs]
     return [_read(run, run.record(), stage, _label(run, names, stage)) for run in runs for stage in run.measured()]
 
 
-def _label(run: RunContext, names: Sequence[str], stage: str) -> str:
+def _label(run: RunDirectory, names: Sequence[str], stage: str) -> str:
     """Name a system: its stage alone where there is one run, else with the run's name (and id, if that repeats)."""
     name = run.record().name
     if run.record().kind == "score":
@@ -64,19 +64,18 @@ def _label(run: RunContext, names: Sequence[str], stage: str) -> str:
     return f"{name if names.count(name) == 1 else run.id} {stage}"
 
 
-def _read(run: RunContext, record: RunRecord, stage: str, label: str) -> Measured:
+def _read(run: RunDirectory, record: RunRecord, stage: str, label: str) -> Measured:
     data = run.measurement(stage)
     cost = data.get("cost", {})
     model = ModelRef.from_dict(data["model"]) if data.get("model") else None
     train = next((s for s in record.stages if s.name == "train"), None)
     is_tuned = stage == "tuned"
-    role = "control" if stage.startswith("control-") else "extra" if data.get("control") else _ROLES.get(stage, "extra")
     answers = run.predictions(stage)
     system = System(
         name=label,
         run=run.id,
         stage=stage,
-        role=role,
+        role=data.get("role", "extra"),
         metrics=run.metrics(stage),
         model=_model_name(model) if model else "",
         method=data.get("backend", ""),
@@ -106,13 +105,13 @@ _PLACES = {"adapter": "the run directory", "path": "the run directory", "hub": "
 
 
 def _info(model: ModelRef | None, cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of a model beside its name: where it lives, until when, its machine's price per hour."""
+    """Return what is known of a model beside its name: who hosts it, its shutdown date, its machine's price per hour."""
     if model is None:
         return {}
     own_folder = (model.kind == "path" and model.base is None) or Path(model.uri).is_absolute()
-    lives = "a local folder" if own_folder else _PLACES.get(model.kind)
+    hosted_by = "a local folder" if own_folder else _PLACES.get(model.kind)
     hourly = cost.get("usd_per_hour")
-    found = {"lives": lives, **model.meta, **({} if hourly is None else {"usd_per_hour": hourly})}
+    found = {"hosted_by": hosted_by, **model.meta, **({} if hourly is None else {"usd_per_hour": hourly})}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -124,6 +123,23 @@ def _model_name(model: ModelRef) -> str:
 
 def _add(a: float | None, b: float | None) -> float | None:
     return None if a is None and b is None else (a or 0.0) + (b or 0.0)
+
+
+def settle_roles(measured: Sequence[Measured], notes: list[str]) -> None:
+    """Show a run's further measurements beside the rest, where they were not measured like its baseline."""
+    for m in measured:
+        if m.system.role != "further":
+            continue
+        base = next((b for b in measured if b.run.id == m.run.id and b.system.role == "baseline"), None)
+        differing = [words for key, words in _SETTINGS.items() if base and not _same(base, m, key)]
+        if base is None or differing:
+            m.system = replace(m.system, role="extra")
+            why = f"differs from the baseline in {' and '.join(differing)}" if differing else "has no baseline"
+            notes.append(f"{m.system.name} {why}: no difference is computed with it")
+
+
+def _same(a: Measured, b: Measured, key: str) -> bool:
+    return bool(a.system.settings.get(key) == b.system.settings.get(key))
 
 
 def unique(measured: list[Measured], notes: list[str]) -> list[Measured]:
@@ -224,7 +240,7 @@ def match_examples(measured: Sequence[Measured], notes: list[str]) -> None:
         m.scores = [replace(s, example_id=names[s.example_id]) for s in m.scores if s.example_id in names]
 
 
-def _made_up_ids(run: RunContext) -> bool:
+def _made_up_ids(run: RunDirectory) -> bool:
     """Say whether the rows came without ids, so that theirs are mere row numbers."""
     return bool(read_json(run.path("data", "task.json")).get("source", {}).get("ids") == "made up")
 

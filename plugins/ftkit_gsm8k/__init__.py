@@ -12,10 +12,9 @@ from typing import Any, ClassVar, Literal
 from ftkit_trl import LoraOptions, TrlSftQlora
 from pydantic import Field
 
-from ftkit.api import Backend, DatasetLoader, Evaluator, Options
+from ftkit.api import Backend, DatasetLoader, Evaluator, Options, Run
 from ftkit.hookspecs import hookimpl
-from ftkit.records import Example, Finding, Generation, Measurement, ModelRef, Section, Task
-from ftkit.store import RunContext
+from ftkit.records import Example, Finding, GenerationConfig, Measurement, ModelRef, Section, Task
 
 from ._evaluator import Gsm8kAnswer
 from ._sample import few_shot, fixed_sample
@@ -48,8 +47,8 @@ class Gsm8kSftProbe(TrlSftQlora):
     summary = "QLoRA on worked solutions, and measurements that say what it taught"
     Options = ProbeOptions
 
-    def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
-        yield from super().check(task, run)
+    def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
+        yield from super().check(task, trains)
         if task is None:
             return
         if not any("<<" in e.targets[0] for e in task.test[:200]):
@@ -74,7 +73,7 @@ class Gsm8kSftProbe(TrlSftQlora):
             yield from self._probes(task, "base", self.base_model())
             if self.options.few_shot:
                 examples = few_shot(self._test(task), task.train, self.options.few_shot)
-                yield Measurement("probe-few-shot", self.base_model(), examples=examples, control=True)
+                yield Measurement("probe-few-shot", self.base_model(), examples=examples, compared=False)
             return
         for step in self.checkpoints(task):
             snapshot = ModelRef("adapter", f"train/snapshots/{step}", base=self.options.base_model)
@@ -96,15 +95,15 @@ class Gsm8kSftProbe(TrlSftQlora):
         from ._variants import variants
 
         o, test = self.options, self._test(task)
-        yield Measurement(f"probe-{where}-test", model, examples=test, control=True, loss=True)
+        yield Measurement(f"probe-{where}-test", model, examples=test, compared=False, loss=True)
         train = fixed_sample(task.train, o.probe_samples)
-        yield Measurement(f"probe-{where}-train", model, split="train", examples=train, control=True)
+        yield Measurement(f"probe-{where}-train", model, split="train", examples=train, compared=False)
         other = tuple(variants(test))
         if other:
-            yield Measurement(f"probe-{where}-changed", model, examples=other, control=True)
-        sampling = Generation(o.pass_max_new_tokens, o.pass_temperature, o.pass_top_p, o.pass_seed, o.pass_k)
+            yield Measurement(f"probe-{where}-changed", model, examples=other, compared=False)
+        sampling = GenerationConfig(o.pass_max_new_tokens, o.pass_temperature, o.pass_top_p, o.pass_seed, o.pass_k)
         asked = test[: o.pass_samples]
-        yield Measurement(f"probe-{where}-samples", model, generation=sampling, examples=asked, control=True)
+        yield Measurement(f"probe-{where}-samples", model, generation=sampling, examples=asked, compared=False)
 
 
 class ProblemOptions(Options):
@@ -153,7 +152,7 @@ def ftkit_datasets() -> list[type[DatasetLoader]]:
 
 
 @hookimpl
-def ftkit_report_sections(runs: list[RunContext]) -> list[Section]:
+def ftkit_report_sections(runs: list[Run]) -> list[Section]:
     from ._report import section
 
     return [found for run in runs if (found := section(run)) is not None]

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from ftkit.api import Run
+from ftkit.files import read_jsonl
 from ftkit.records import Curve, Example, Metric, Prediction, Section
 from ftkit.stats import example_means
-from ftkit.store import RunContext, read_jsonl
 
 from ._rules import Facts, judge, most_samples
 from ._taxonomy import KINDS, kind_of
@@ -28,7 +29,7 @@ class Place:
         return f"probe-{self.name}-{what}"
 
 
-def section(run: RunContext) -> Section | None:
+def section(run: Run) -> Section | None:
     """Return the section of a run that the probe made, or None. Reads the run directory alone."""
     places = _places(run)
     if not places or places[0].name != "base":
@@ -50,7 +51,7 @@ def section(run: RunContext) -> Section | None:
     return Section(title, tuple(blocks))
 
 
-def _places(run: RunContext) -> list[Place]:
+def _places(run: Run) -> list[Place]:
     names = [s.removeprefix("probe-").removesuffix("-test") for s in run.measured() if _is_test(s)]
     known = {int(n.removeprefix("step-")): n for n in names if n.startswith("step-")}
     places = [Place(name, step) for step, name in sorted(known.items())]
@@ -65,12 +66,12 @@ def _is_test(stage: str) -> bool:
     return stage.startswith("probe-") and stage.endswith("-test")
 
 
-def _last_step(run: RunContext) -> int:
+def _last_step(run: Run) -> int:
     ends = [row["steps"] for row in run.log_rows() if row["event"] == "end"]
     return int(ends[-1]) if ends else 0
 
 
-def _facts(run: RunContext, places: list[Place]) -> Facts:
+def _facts(run: Run, places: list[Place]) -> Facts:
     base, tuned = places[0], places[-1]
 
     def values(stage: str, name: str) -> dict[str, float]:
@@ -91,11 +92,11 @@ def _facts(run: RunContext, places: list[Place]) -> Facts:
     )
 
 
-def _count(run: RunContext, place: Place) -> Counter[str]:
+def _count(run: Run, place: Place) -> Counter[str]:
     return Counter(kind for kind, _, _ in _kinds(run, place))
 
 
-def _kinds(run: RunContext, place: Place) -> list[tuple[str, Example, Prediction]]:
+def _kinds(run: Run, place: Place) -> list[tuple[str, Example, Prediction]]:
     """Return each test answer with the kind of its error; failed requests are left out."""
     stage = place.stage("test")
     examples = {e.id: e for e in map(Example.from_dict, read_jsonl(run.path(stage, "examples.jsonl")))}
@@ -109,7 +110,7 @@ _HEADER = ["", "loss on gold solutions (nats/token)", "accuracy, flexible", "acc
            "step arithmetic", "accuracy on training questions", "accuracy, numbers changed", "pass@1", "pass@k", "maj@k"]  # fmt: skip
 
 
-def _line(run: RunContext, place: Place) -> list[str]:
+def _line(run: Run, place: Place) -> list[str]:
     measured = run.measured()
     found = {what: run.metrics(place.stage(what)) for what in ("test", "train", "changed", "samples") if place.stage(what) in measured}  # fmt: skip
     test, samples = found.get("test", {}), found.get("samples", {})
@@ -127,7 +128,7 @@ def _line(run: RunContext, place: Place) -> list[str]:
     return [name, *(_cell(m) for m in cells)]
 
 
-def _control(run: RunContext) -> list[list[str]]:
+def _control(run: Run) -> list[list[str]]:
     """Return the row of the few-shot control, where the run has one: another prompt, so no delta is made with it."""
     if "probe-few-shot" not in run.measured():
         return []
@@ -147,7 +148,7 @@ def _cell(metric: Metric | None) -> str:
     return f"{100 * metric.value:.1f}{interval}"
 
 
-def _curves(run: RunContext, places: list[Place]) -> list[Curve]:
+def _curves(run: Run, places: list[Place]) -> list[Curve]:
     """Return the loss and, at the same steps, what it was hoped to bring."""
     name = run.record().name
     lines = []
@@ -161,7 +162,7 @@ def _curves(run: RunContext, places: list[Place]) -> list[Curve]:
     return lines
 
 
-def _notes(run: RunContext, facts: Facts) -> str:
+def _notes(run: Run, facts: Facts) -> str:
     k = most_samples(facts.samples[1])
     generation = run.measurement("probe-tuned-samples")["settings"]["generation"]
     n_changed = len(facts.changed[1])
@@ -173,7 +174,7 @@ def _notes(run: RunContext, facts: Facts) -> str:
     )
 
 
-def _errors(run: RunContext, base: Place, tuned: Place) -> list[dict[str, Any]]:
+def _errors(run: Run, base: Place, tuned: Place) -> list[dict[str, Any]]:
     """Return the table of error kinds before and after, and examples of each."""
     found = [_kinds(run, base), _kinds(run, tuned)]
     counts = [Counter(kind for kind, _, _ in side) for side in found]

@@ -12,10 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from ftkit.api import Backend, Options, Requires, Session
+from ftkit.api import Backend, Options, Requires, Run, Session
 from ftkit.hookspecs import hookimpl
 from ftkit.records import Example, Finding, ModelRef, Rendered, Section, Task
-from ftkit.store import RunContext
 
 Auto = Literal["auto"]
 
@@ -138,12 +137,12 @@ class OpenAIManaged(Backend):
     Options = ManagedOptions
     requires = Requires(("openai", "tiktoken", "dotenv"), "ftkit[openai]")
 
-    def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
+    def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
         from ._preflight import findings
 
         return findings(self.options, task, self.control)
 
-    def estimate(self, task: Task | None) -> dict[str, Any]:
+    def estimate(self, task: Task | None, trains: bool = True) -> dict[str, Any]:
         from ._preflight import estimate
 
         return estimate(self.options, task, self.control)
@@ -159,7 +158,7 @@ class OpenAIManaged(Backend):
         name = self.options.base_deployment or self.options.base_model
         return ModelRef("remote", name, meta=model_facts(self.options))
 
-    def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
+    def identity(self, model: ModelRef, run: Run) -> dict[str, Any]:
         """What decides an answer: the model and where it is; not when it ends, nor how fast one asks."""
         from ._client import base_url
 
@@ -173,12 +172,12 @@ class OpenAIManaged(Backend):
             "provider": base_url(o) or f"{o.dialect} {run.id if model.meta.get('job') else ''}".strip(),
         }
 
-    def train(self, task: Task, run: RunContext) -> ModelRef:
+    def train(self, task: Task, run: Run) -> ModelRef:
         from ._train import train
 
         return train(self.options, task, run)
 
-    def load(self, model: ModelRef, run: RunContext) -> AbstractContextManager[Session]:
+    def load(self, model: ModelRef, run: Run) -> AbstractContextManager[Session]:
         from ._infer import open_session
 
         return open_session(self.options, model, run)
@@ -194,21 +193,21 @@ def ftkit_backends() -> list[type[Backend]]:
 
 
 @hookimpl
-def ftkit_report_sections(runs: list[RunContext]) -> list[Section]:
+def ftkit_report_sections(runs: list[Run]) -> list[Section]:
     from ._report import sections
 
     return sections(runs)
 
 
 @hookimpl
-def ftkit_run_finished(run: RunContext) -> None:
+def ftkit_run_finished(run: Run) -> None:
     from ._local import stop
 
     stop(run)
 
 
 @hookimpl
-def ftkit_run_failed(run: RunContext) -> None:
+def ftkit_run_failed(run: Run) -> None:
     from ._local import stop
 
     stop(run)

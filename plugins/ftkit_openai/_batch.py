@@ -11,10 +11,10 @@ from typing import Any
 
 import openai
 
-from ftkit.api import Session
+from ftkit.api import Run, Session
 from ftkit.errors import Interrupted, RunFailed
-from ftkit.records import Example, Generation, ModelRef, Prediction
-from ftkit.store import RunContext, digest
+from ftkit.files import digest
+from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from ._client import Malformed, Provider, jittered
 from ._create import create_again, create_once, in_doubt, taken_again
@@ -35,16 +35,18 @@ BATCH_ENDS = ("completed", "failed", "expired", "cancelled")
 class BatchSession(Session):
     """Asks everything in few large batches; an answer comes when its batch is done."""
 
-    def __init__(self, provider: Provider, model: ModelRef, run: RunContext) -> None:
+    def __init__(self, provider: Provider, model: ModelRef, run: Run) -> None:
         self.provider, self.model, self.run = provider, model, run
         self.price = price_of(provider.options)
 
-    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+    def generate(
+        self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
+    ) -> Iterator[list[Prediction]]:
         for portion in self.portions(batches, generation):
             try:
                 yield from self.answered(portion, generation)
             except (KeyboardInterrupt, Exception) as error:
-                if isinstance(error, KeyboardInterrupt) or self.run.stop_asked():
+                if isinstance(error, KeyboardInterrupt) or self.run.interrupted:
                     raise self.detached() from None
                 raise
 
@@ -63,7 +65,7 @@ class BatchSession(Session):
             return Interrupted("detached: the batch waits with its server", back)
         return Interrupted("detached: the batch goes on at the provider, and is paid for", back + end)
 
-    def portions(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[_Asked]]:
+    def portions(self, batches: Iterable[Sequence[Example]], generation: GenerationConfig) -> Iterator[list[_Asked]]:
         """Yield as many planned batches, with their request lines, as one batch of the API takes."""
         portion: list[_Asked] = []
         count = size = 0
@@ -78,12 +80,12 @@ class BatchSession(Session):
         if portion:
             yield portion
 
-    def line(self, example: Example, generation: Generation) -> str:
+    def line(self, example: Example, generation: GenerationConfig) -> str:
         body = chat_body(self.provider, self.model, example, generation)
         request = {"custom_id": custom_id(example), "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(request)
 
-    def answered(self, portion: list[_Asked], generation: Generation) -> Iterator[list[Prediction]]:
+    def answered(self, portion: list[_Asked], generation: GenerationConfig) -> Iterator[list[Prediction]]:
         """Yield the answers of one portion: those that an earlier attempt left, and those of one batch.
 
         A batch is known again by the requests that are open. While it is under way, they are the same after
@@ -113,7 +115,7 @@ class BatchSession(Session):
         yield from self.keep(made, portion, generation)
         self.forget(portion)
 
-    def keep(self, made: Any, portion: list[_Asked], generation: Generation) -> list[list[Prediction]]:
+    def keep(self, made: Any, portion: list[_Asked], generation: GenerationConfig) -> list[list[Prediction]]:
         """Return a batch's answers, after writing them down; of a cancelled one, those that are whole."""
         rows = self.rows(made)
         spill = Spill(self.run, self.model, generation)
@@ -129,7 +131,7 @@ class BatchSession(Session):
     def known(self, portion: list[_Asked]) -> bool:
         return bool(self.run.state.get(_name(portion)))
 
-    def given_up(self, portion: list[_Asked], generation: Generation) -> bool:
+    def given_up(self, portion: list[_Asked], generation: GenerationConfig) -> bool:
         """Forget a batch that was cancelled, or is not there any more, where the user wants another."""
         id = (self.run.state.get(_name(portion)) or {}).get("id")
         if id is None or not create_again(self.run):
@@ -236,7 +238,7 @@ class BatchSession(Session):
         return found
 
     def prediction(
-        self, example: Example, row: dict[str, Any] | None, generation: Generation, status: str
+        self, example: Example, row: dict[str, Any] | None, generation: GenerationConfig, status: str
     ) -> list[Prediction]:
         response = (row or {}).get("response") or {}
         body = response.get("body") if isinstance(response, dict) else None
@@ -269,23 +271,23 @@ def custom_id(example: Example) -> str:
     return example.id if len(example.id) <= 64 and example.id.isascii() else digest(example.id)
 
 
-def find_batches(provider: Provider, run: RunContext) -> list[Any]:
+def find_batches(provider: Provider, run: Run) -> list[Any]:
     """Return the recent batches of a run, the oldest first. May raise what the client raises."""
     listed = itertools.islice(provider.client.batches.list(limit=100), _LISTED)
     return [batch for batch in listed if (batch.metadata or {}).get("ftkit_run") == run.id][::-1]
 
 
-def is_at(run: RunContext, name: str, batch: Any) -> bool:
+def is_at(run: Run, name: str, batch: Any) -> bool:
     """Say whether a batch is what the run asked for last at this place of its state."""
     mark = {"ftkit_batch": name.removeprefix("batch-"), "ftkit_attempt": _attempt(run, name)}
     return bool(mark.items() <= (batch.metadata or {}).items())
 
 
-def _attempt(run: RunContext, name: str) -> str:
+def _attempt(run: Run, name: str) -> str:
     return str((run.state.get("batch_attempts") or {}).get(name.removeprefix("batch-"), 1))
 
 
-def _to_take(provider: Provider, run: RunContext, name: str) -> Any:
+def _to_take(provider: Provider, run: Run, name: str) -> Any:
     """Return the batch that the run goes on with, or None: this attempt's, or an earlier one still under way."""
     found = [b for b in find_batches(provider, run) if b.metadata.get("ftkit_batch") == name.removeprefix("batch-")]
     ours = [batch for batch in found if is_at(run, name, batch)]

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ftkit.api import Run
 from ftkit.errors import InputError
-from ftkit.store import RunContext
 
 from ._client import Provider, api_key, base_url, is_loopback, key_env
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def connected(options: ManagedOptions, run: RunContext | None, patience: float | None = None) -> Iterator[Provider]:
+def connected(options: ManagedOptions, run: Run | None, patience: float | None = None) -> Iterator[Provider]:
     """Give the provider of a run. Raises InputError where its address or key is missing."""
     url = base_url(options)
     if url is None and options.dialect == "local" and run is not None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import openai
 
+from ftkit.api import Run
 from ftkit.errors import RunFailed
-from ftkit.store import RunContext, write_json
+from ftkit.files import write_json
 
 from ._client import PASSING, Malformed, Provider, jittered, kind, never_sent, retry_after
 from ._dialects import is_own_server
@@ -25,12 +26,12 @@ Find = Callable[[], Any]  # returns what carries the run's mark, or None; may ra
 _LOOK = "looking for what was made"
 
 
-def in_doubt(run: RunContext, name: str) -> bool:
+def in_doubt(run: Run, name: str) -> bool:
     """Say whether something was asked for, and nobody knows whether it was made."""
     return (run.state.get(name) or {}).get("phase") in ("creating", "unknown")
 
 
-def taken_again(provider: Provider, run: RunContext, name: str, find: Find, what: str) -> Any:
+def taken_again(provider: Provider, run: Run, name: str, find: Find, what: str) -> Any:
     """Return what an earlier attempt asked for without learning its fate; None where it may be created.
 
     `name` is its place in the run's state: {"phase": creating | unknown | refused | created, "id"}.
@@ -55,9 +56,7 @@ def taken_again(provider: Provider, run: RunContext, name: str, find: Find, what
     return None
 
 
-def create_once(
-    provider: Provider, run: RunContext, name: str, create: Callable[[], Any], find: Find, what: str
-) -> Any:
+def create_once(provider: Provider, run: Run, name: str, create: Callable[[], Any], find: Find, what: str) -> Any:
     """Return the object that `create` makes, asked for once; `taken_again` comes first. Raises RunFailed."""
     own = is_own_server(provider.options)
     until = time.monotonic() + provider.patience
@@ -105,17 +104,17 @@ def surely_not_made(error: BaseException) -> bool:
 # ---------------------------------------------------------------- the user's word: no more, or once more
 
 
-def _cancelled(run: RunContext) -> Path:
+def _cancelled(run: Run) -> Path:
     """Return a file, not a key of the state: a run that is at work writes its state, and would undo the other's."""
     return run.path("train", "cancelled.json")
 
 
-def cancel_run(run: RunContext) -> None:
+def cancel_run(run: Run) -> None:
     """Note, for a run that may be at work, that nothing paid is to be made for it any more."""
     write_json(_cancelled(run), {"cancelled": True, "time": round(time.time(), 3)})
 
 
-def create_again(run: RunContext) -> bool:
+def create_again(run: Run) -> bool:
     """Return whether the user asked for another; a cancelled run may then go on."""
     wanted = bool(run.state.get("create_again"))
     if wanted:
@@ -123,7 +122,7 @@ def create_again(run: RunContext) -> bool:
     return wanted
 
 
-def _not_cancelled(run: RunContext, what: str) -> None:
+def _not_cancelled(run: Run, what: str) -> None:
     if not create_again(run) and _cancelled(run).exists():
         raise RunFailed(
             f"this run was cancelled: {what} is not made",
@@ -134,7 +133,7 @@ def _not_cancelled(run: RunContext, what: str) -> None:
 # ---------------------------------------------------------------- what is there
 
 
-def _made(run: RunContext, name: str, made: Any, note: str | None = None) -> Any:
+def _made(run: Run, name: str, made: Any, note: str | None = None) -> Any:
     run.save_state(**{name: {"phase": "created", "id": made.id}, "create_again": False})
     if note:
         run.log("note", message=note)
@@ -165,7 +164,7 @@ def _looked_for(provider: Provider, find: Find, at_once: bool) -> Any:
         delay = min(delay * 1.7, 8.0)
 
 
-def _unknown(provider: Provider, run: RunContext, name: str, what: str, why: str | None = None) -> RunFailed:
+def _unknown(provider: Provider, run: Run, name: str, what: str, why: str | None = None) -> RunFailed:
     run.save_state(**{name: {**(run.state.get(name) or {}), "phase": "unknown"}})
     because = why or f"an earlier attempt ended while {what} was being created"
     return RunFailed(

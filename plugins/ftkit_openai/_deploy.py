@@ -10,15 +10,15 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 import openai
 
+from ftkit.api import Run
 from ftkit.errors import InputError, RunFailed
-from ftkit.store import RunContext
 
 from ._client import Malformed, Provider, jittered, secret
 
 _WAIT = 3600.0  # seconds that a deployment may take
 
 
-def deployed(provider: Provider, run: RunContext, job: Any) -> str:
+def deployed(provider: Provider, run: Run, job: Any) -> str:
     """Return the name by which the tuned model answers. Deploying again under one name changes nothing: it is safe to repeat."""
     if provider.dialect.deploy == "azure":
         return _azure(provider, run, job)
@@ -29,7 +29,7 @@ def deployed(provider: Provider, run: RunContext, job: Any) -> str:
     return str(job.fine_tuned_model)
 
 
-def _name(run: RunContext) -> str:
+def _name(run: Run) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", run.id.lower()).strip("-")[-40:].strip("-")
 
 
@@ -41,7 +41,7 @@ def no_token(name: str) -> tuple[str, str]:
     )
 
 
-def _azure(provider: Provider, run: RunContext, job: Any) -> str:
+def _azure(provider: Provider, run: Run, job: Any) -> str:
     o = provider.options.azure
     assert o is not None  # preflight asked for it
     token = secret(o.token_env)
@@ -73,7 +73,7 @@ def _azure(provider: Provider, run: RunContext, job: Any) -> str:
     )
 
 
-def _nebius(provider: Provider, run: RunContext, job: Any) -> str:
+def _nebius(provider: Provider, run: Run, job: Any) -> str:
     checkpoints = provider.read(
         "listing the checkpoints", lambda: list(provider.client.fine_tuning.jobs.checkpoints.list(job.id))
     )

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from ftkit.api import Session
-from ftkit.records import Example, Generation, ModelRef, Prediction
-from ftkit.store import Journal, RunContext, digest
+from ftkit.api import Run, Session
+from ftkit.files import Journal, digest
+from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from ._client import Malformed, Provider, jittered, kind, retry_after
 from ._connect import connected
@@ -37,7 +37,7 @@ _FATAL = frozenset(
 
 
 @contextlib.contextmanager
-def open_session(options: ManagedOptions, model: ModelRef, run: RunContext) -> Iterator[Session]:
+def open_session(options: ManagedOptions, model: ModelRef, run: Run) -> Iterator[Session]:
     """Give a session that asks `model`; the Batch API's where the recipe wants it."""
     with connected(options, run) as provider:
         if options.use_batch_api:
@@ -52,7 +52,7 @@ def open_session(options: ManagedOptions, model: ModelRef, run: RunContext) -> I
                 session.drain()
 
 
-def chat_body(provider: Provider, model: ModelRef, example: Example, generation: Generation) -> dict[str, Any]:
+def chat_body(provider: Provider, model: ModelRef, example: Example, generation: GenerationConfig) -> dict[str, Any]:
     """Return the request for one example: all its samples at once, since the prompt is paid for once."""
     body: dict[str, Any] = {
         "model": model.uri,
@@ -70,7 +70,7 @@ def chat_body(provider: Provider, model: ModelRef, example: Example, generation:
 def predictions_of(
     example: Example,
     data: Mapping[str, Any],
-    generation: Generation,
+    generation: GenerationConfig,
     price: Price | None,
     tuned: bool,
     batch: bool = False,
@@ -183,7 +183,7 @@ def seconds_of(text: str | None) -> float:
 class ChatSession(Session):
     """Asks one request per example, `concurrency` at once."""
 
-    def __init__(self, provider: Provider, model: ModelRef, run: RunContext) -> None:
+    def __init__(self, provider: Provider, model: ModelRef, run: Run) -> None:
         self.provider, self.model, self.run = provider, model, run
         self.options = provider.options
         self.tuned = model.base is not None
@@ -198,7 +198,9 @@ class ChatSession(Session):
         self.refusals = 0  # for a rate limit
         self.invalid = 0  # refused for good
 
-    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+    def generate(
+        self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
+    ) -> Iterator[list[Prediction]]:
         """Yield each batch's answers as soon as they are there. Raises FtkitError where no request can succeed."""
         spill = self.spill = Spill(self.run, self.model, generation)
         self.stop.clear()
@@ -240,10 +242,10 @@ class ChatSession(Session):
                 if not future.cancelled():
                     self.spill.keep(batch, future.result(timeout=max(0.0, until - time.monotonic())))
 
-    def answer_all(self, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
+    def answer_all(self, batch: Sequence[Example], generation: GenerationConfig) -> list[Prediction]:
         return [p for example in batch for p in self.answer(example, generation)]
 
-    def answer(self, example: Example, generation: Generation) -> list[Prediction]:
+    def answer(self, example: Example, generation: GenerationConfig) -> list[Prediction]:
         """Return the predictions of one example; failed ones where it fails for good. Raises FtkitError where all would."""
         body = chat_body(self.provider, self.model, example, generation)
         attempt = 0
@@ -302,7 +304,7 @@ class ChatSession(Session):
             failure in ("server", "timeout", "malformed") and attempt >= _ATTEMPTS
         )
 
-    def failures(self, example: Example, generation: Generation, error: Exception) -> list[Prediction]:
+    def failures(self, example: Example, generation: GenerationConfig, error: Exception) -> list[Prediction]:
         why = self.provider.explain(error, "asking the model", self.model.uri).message
         return [Prediction(example.id, "", s, "error", error=why) for s in range(generation.samples)]
 
@@ -317,7 +319,7 @@ class Stopped(Exception):
 class Spill:
     """Answers that came after their session had to end: paid for, and given on by the next one."""
 
-    def __init__(self, run: RunContext, model: ModelRef, generation: Generation) -> None:
+    def __init__(self, run: Run, model: ModelRef, generation: GenerationConfig) -> None:
         name = digest([model.uri, generation.to_dict()])[:16]
         self.journal = Journal(run.scratch("answers") / f"{name}.jsonl")
         self.marker = run.scratch("answers") / f"{name}.answered"

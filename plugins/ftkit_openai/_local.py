@@ -7,13 +7,13 @@ import contextlib
 import threading
 from pathlib import Path
 
-from ftkit.store import RunContext
+from ftkit.api import Run
 
 _running: dict[Path, tuple[contextlib.ExitStack, str]] = {}
 _lock = threading.Lock()
 
 
-def server_for(run: RunContext) -> str:
+def server_for(run: Run) -> str:
     """Return the address of this run's own server, started on first use; its data are in the run directory."""
     from .server.local import local_server
 
@@ -24,7 +24,7 @@ def server_for(run: RunContext) -> str:
         return _running[run.dir][1]
 
 
-def stop(run: RunContext) -> None:
+def stop(run: Run) -> None:
     """Stop the server of a run, where it has one; its data stay."""
     with _lock:
         stack, _ = _running.pop(run.dir, (None, ""))

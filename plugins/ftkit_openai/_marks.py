@@ -6,7 +6,7 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
-from ftkit.store import RunContext
+from ftkit.api import Run
 
 from ._client import Provider
 
@@ -27,19 +27,19 @@ def ended_badly(provider: Provider, job: Any) -> bool:
     return job_status(provider, job) in ("failed", "cancelled")
 
 
-def job_mark(run: RunContext) -> dict[str, str]:
+def job_mark(run: Run) -> dict[str, str]:
     """Return the metadata of the job that the run asks for now."""
     return {"ftkit_run": run.id, "ftkit_attempt": str(_attempt(run))}
 
 
-def job_suffix(options: ManagedOptions, provider: Provider, run: RunContext) -> str | None:
+def job_suffix(options: ManagedOptions, provider: Provider, run: Run) -> str | None:
     """Return the suffix of the tuned model's name; where jobs keep no metadata it holds the run's mark."""
     if provider.dialect.metadata:
         return options.suffix
     return f"{_suffix(options, run)}-{_attempt(run)}"
 
 
-def find_jobs(provider: Provider, run: RunContext) -> list[Any]:
+def find_jobs(provider: Provider, run: Run) -> list[Any]:
     """Return every job that carries the run's mark, the oldest first. May raise what the client raises."""
     jobs = provider.client.fine_tuning.jobs
     if provider.dialect.metadata:
@@ -51,7 +51,7 @@ def find_jobs(provider: Provider, run: RunContext) -> list[Any]:
     return sorted(found, key=lambda job: job.created_at)  # of one second, the earlier is listed last
 
 
-def job_to_take(provider: Provider, run: RunContext) -> Any:
+def job_to_take(provider: Provider, run: Run) -> Any:
     """Return the job that the run goes on with, or None: this attempt's, or an earlier one's that showed late.
 
     One that ended badly is taken where the user asked for no other. May raise what the client raises.
@@ -63,15 +63,15 @@ def job_to_take(provider: Provider, run: RunContext) -> Any:
     return next(iter(wanted), None)
 
 
-def of_this_attempt(provider: Provider, run: RunContext, job: Any) -> bool:
+def of_this_attempt(provider: Provider, run: Run, job: Any) -> bool:
     return _attempt_of(provider, run, job) == str(_attempt(run))
 
 
-def _attempt(run: RunContext) -> int:
+def _attempt(run: Run) -> int:
     return int(run.state.get("attempt", 1))
 
 
-def _attempt_of(provider: Provider, run: RunContext, job: Any) -> str | None:
+def _attempt_of(provider: Provider, run: Run, job: Any) -> str | None:
     """Return which attempt of the run made a job; None where it was none."""
     if provider.dialect.metadata:
         metadata = getattr(job, "metadata", None) or {}
@@ -80,5 +80,5 @@ def _attempt_of(provider: Provider, run: RunContext, job: Any) -> str | None:
     return mark and mark[1]
 
 
-def _suffix(options: ManagedOptions, run: RunContext) -> str:
+def _suffix(options: ManagedOptions, run: Run) -> str:
     return f"{options.suffix or 'ftkit'}-{run.id[-6:]}"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ftkit.console import usd_text
 from ftkit.errors import FtkitError
-from ftkit.records import Finding, Generation, Task
+from ftkit.records import Finding, GenerationConfig, Task
+from ftkit.text import dollars
 
 from ._dialects import DIALECTS
 from ._lint import Problem, lint
@@ -175,7 +175,7 @@ def estimate(o: ManagedOptions, task: Task | None, control: bool = False) -> dic
     facts = _facts(o, task)
     passes = 0 if control else epochs(o, len(task.train))
     asked = (False,) if control else (False, True)  # is it tuned
-    samples = (task.generation or Generation()).samples
+    samples = (task.generation or GenerationConfig()).samples
     predictions = len(asked) * len(task.test) * samples
     counts = {
         "trained_tokens": facts.train_tokens * passes,
@@ -190,11 +190,11 @@ def estimate(o: ManagedOptions, task: Task | None, control: bool = False) -> dic
     out = facts.answer_tokens * len(task.test) * samples  # the prompt is paid for once, however many samples
     answers = sum(price.answer(facts.test_in, out, tuned, o.use_batch_api) for tuned in asked)
     trained = (
-        f"training {usd_text(training)} USD ({facts.train_tokens * passes:,} tokens: {facts.train_tokens:,} x {passes} epochs at "
+        f"training {dollars(training)} ({facts.train_tokens * passes:,} tokens: {facts.train_tokens:,} x {passes} epochs at "
         f"{price.training:g} USD/M), "
     )
     detail = (
-        f"{'' if control else trained}{predictions:,} answers about {usd_text(answers)} USD"
+        f"{'' if control else trained}{predictions:,} answers about {dollars(answers)}"
         f"{' by the Batch API' if o.use_batch_api else ''}, each assumed as long as the longest reference; "
         f"tokens: {facts.counted}; prices as of {prices.as_of}"
     )
@@ -231,7 +231,7 @@ def _price(o: ManagedOptions, task: Task, control: bool = False) -> Iterator[Fin
     elif usd > o.max_usd:
         yield Finding(
             "error",
-            f"the estimate is {usd_text(usd)} USD, above max_usd {o.max_usd:g}: {found['usd_detail']}",
+            f"the estimate is {dollars(usd)}, above max_usd {o.max_usd:g}: {found['usd_detail']}",
             "fewer rows or epochs, or a higher max_usd",
             "backend.max_usd",
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ftkit.console import usd_text
+from ftkit.api import Run
+from ftkit.files import read_json
 from ftkit.records import Section
-from ftkit.store import RunContext, read_json
+from ftkit.text import dollars
 
 
-def sections(runs: Sequence[RunContext]) -> list[Section]:
+def sections(runs: Sequence[Run]) -> list[Section]:
     """Return one table over the managed runs; nothing where there is none."""
     managed = [run for run in runs if _is_managed(run)]
     if not managed:
@@ -33,20 +34,20 @@ def sections(runs: Sequence[RunContext]) -> list[Section]:
     return [Section("Managed training: estimated and actual price", tuple(blocks))]
 
 
-def _is_managed(run: RunContext) -> bool:
+def _is_managed(run: Run) -> bool:
     return (
         run.path("lock.json").exists()
         and read_json(run.path("lock.json")).get("model", {}).get("plugin") == "openai-managed"
     )
 
 
-def _estimate(run: RunContext) -> dict[str, Any]:
+def _estimate(run: Run) -> dict[str, Any]:
     path = run.path("audit.json")
     estimate: dict[str, Any] = (read_json(path) if path.exists() else {}).get("estimate") or {}
     return estimate
 
 
-def _row(run: RunContext) -> list[str]:
+def _row(run: Run) -> list[str]:
     estimate = _estimate(run)
     end: dict[str, Any] = next((r for r in reversed(run.log_rows()) if r["event"] == "end"), {})
     spent = [
@@ -67,4 +68,4 @@ def _row(run: RunContext) -> list[str]:
 
 
 def _usd(value: Any) -> str:
-    return "not known" if value is None else usd_text(value)
+    return "not known" if value is None else dollars(value)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
+from ftkit.api import Run
 from ftkit.errors import Interrupted, RunFailed
+from ftkit.files import write_json
 from ftkit.records import ModelRef, Task
-from ftkit.store import RunContext, write_json
 
 from ._client import BARRED, Provider, jittered
 from ._connect import connected
@@ -31,18 +32,18 @@ if TYPE_CHECKING:
 _FASTEST = 0.5  # seconds between two looks at a job that moves
 
 
-def train(options: ManagedOptions, task: Task, run: RunContext) -> ModelRef:
+def train(options: ManagedOptions, task: Task, run: Run) -> ModelRef:
     """Return the tuned model. Raises Interrupted where the user detaches: the job goes on, and can be come back to."""
     with connected(options, run) as provider:
         try:
             return _Training(options, provider, task, run).go()
         except (KeyboardInterrupt, Exception) as error:
-            if isinstance(error, KeyboardInterrupt) or run.stop_asked():
+            if isinstance(error, KeyboardInterrupt) or run.interrupted:
                 raise _detached(options, run) from None
             raise
 
 
-def _detached(options: ManagedOptions, run: RunContext) -> Interrupted:
+def _detached(options: ManagedOptions, run: Run) -> Interrupted:
     state = run.state.get("job") or {}
     back = f"come back with: ftkit run --resume {run.dir}"
     if state.get("id") and is_own_server(options):
@@ -57,7 +58,7 @@ def _detached(options: ManagedOptions, run: RunContext) -> Interrupted:
 
 
 class _Training:
-    def __init__(self, options: ManagedOptions, provider: Provider, task: Task, run: RunContext) -> None:
+    def __init__(self, options: ManagedOptions, provider: Provider, task: Task, run: Run) -> None:
         self.options, self.provider, self.task, self.run = options, provider, task, run
         self.jobs = provider.client.fine_tuning.jobs
         rows = run.log_rows()

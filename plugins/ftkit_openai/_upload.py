@@ -6,8 +6,8 @@ import hashlib
 import time
 from typing import Any
 
+from ftkit.api import Run
 from ftkit.errors import RunFailed
-from ftkit.store import RunContext
 
 from ._client import Provider, kind
 from ._rows import DataFile
@@ -16,7 +16,7 @@ _PART = 64 << 20  # bytes: the largest part that the Uploads API takes
 _PROCESSING = 3600.0  # seconds that a provider may look at a file
 
 
-def uploaded(provider: Provider, run: RunContext, file: DataFile, purpose: str) -> str:
+def uploaded(provider: Provider, run: Run, file: DataFile, purpose: str) -> str:
     """Return the id of the provider's copy of `file`, uploading it only where it is not there. Raises FtkitError."""
     files = dict(run.state.get("files") or {})
     id = files.get(file.sha256)

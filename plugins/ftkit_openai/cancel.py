@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from ftkit.api import Run
 from ftkit.errors import InputError
-from ftkit.store import RunContext
 
 
 @click.command()
@@ -21,7 +21,7 @@ from ftkit.store import RunContext
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def cancel(run: Path, as_json: bool) -> None:
     """End whatever RUN started at a provider, and start no more; what it trained so far may be billed."""
-    context = RunContext.open(run)
+    context = Run.open(run)
     options = context.recipe.backend.options
     if context.recipe.backend.name != "openai-managed":
         raise InputError(
@@ -71,7 +71,7 @@ class _Thing:
     place: str | None = None  # where in the run's state it was asked for, if it is what was asked for last there
 
 
-def _cancelled(provider: Any, run: RunContext) -> tuple[list[dict[str, str]], list[str]]:
+def _cancelled(provider: Any, run: Run) -> tuple[list[dict[str, str]], list[str]]:
     """Cancel every job and batch of the run that has not ended.
 
     Return what was asked to end, each with its status afterwards, and what may exist and did not show.
@@ -92,14 +92,14 @@ def _cancelled(provider: Any, run: RunContext) -> tuple[list[dict[str, str]], li
         time.sleep(0.5)
 
 
-def _doubts(run: RunContext) -> set[str]:
+def _doubts(run: Run) -> set[str]:
     """Return where in the run's state something was asked for without an answer."""
     from ._create import in_doubt
 
     return {name for name in run.state if (name == "job" or name.startswith("batch-")) and in_doubt(run, name)}
 
 
-def _jobs(provider: Any, run: RunContext) -> list[_Thing]:
+def _jobs(provider: Any, run: Run) -> list[_Thing]:
     from ._marks import ENDS, find_jobs, job_status, of_this_attempt
 
     jobs = provider.client.fine_tuning.jobs
@@ -122,7 +122,7 @@ def _jobs(provider: Any, run: RunContext) -> list[_Thing]:
     ]
 
 
-def _batches(provider: Any, run: RunContext) -> list[_Thing]:
+def _batches(provider: Any, run: Run) -> list[_Thing]:
     from ._batch import BATCH_ENDS, find_batches, is_at
 
     if not provider.options.use_batch_api:  # not every provider has batches

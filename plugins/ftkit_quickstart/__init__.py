@@ -13,10 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
-from ftkit.api import Backend, DatasetLoader, Options, Session
+from ftkit.api import Backend, DatasetLoader, Options, Run, Session
 from ftkit.hookspecs import hookimpl
-from ftkit.records import Example, Generation, ModelRef, Prediction, Task
-from ftkit.store import RunContext
+from ftkit.records import Example, GenerationConfig, ModelRef, Prediction, Task
 
 
 class DialogueOptions(Options):
@@ -68,10 +67,10 @@ class FirstSentences(Backend):
     def base_model(self) -> ModelRef:
         return ModelRef("rule", f"first {self.options.sentences} lines")
 
-    def train(self, task: Task, run: RunContext) -> ModelRef:
+    def train(self, task: Task, run: Run) -> ModelRef:
         return self.base_model()  # a rule learns nothing
 
-    def load(self, model: ModelRef, run: RunContext) -> AbstractContextManager[Session]:
+    def load(self, model: ModelRef, run: Run) -> AbstractContextManager[Session]:
         return contextlib.nullcontext(_Rule(self.options.sentences))
 
 
@@ -79,7 +78,9 @@ class _Rule(Session):
     def __init__(self, sentences: int) -> None:
         self.sentences = sentences
 
-    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+    def generate(
+        self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
+    ) -> Iterator[list[Prediction]]:
         for batch in batches:
             yield [
                 Prediction(e.id, " ".join(e.input.splitlines()[: self.sentences]), sample)

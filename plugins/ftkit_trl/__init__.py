@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from ftkit.api import Backend, Options, Requires, Session
+from ftkit.api import Backend, Options, Requires, Run, Session
 from ftkit.hookspecs import hookimpl
 from ftkit.records import Example, Finding, ModelRef, Rendered, Task
-from ftkit.store import RunContext
 
 _MODULES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -125,12 +124,12 @@ class TrlSftLora(Backend):
     quantised: ClassVar[bool] = False
     adapter: ClassVar[bool] = True
 
-    def check(self, task: Task | None, run: RunContext | None) -> Iterable[Finding]:
+    def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
         from ._check import findings
 
         return findings(self, task)
 
-    def estimate(self, task: Task | None) -> dict[str, Any]:
+    def estimate(self, task: Task | None, trains: bool = True) -> dict[str, Any]:
         from ._check import estimate
 
         return estimate(self, task)
@@ -146,17 +145,17 @@ class TrlSftLora(Backend):
         kind = "path" if uri.startswith(("package:", "/", "./", "../", "~")) else "hub"
         return ModelRef(kind, uri, meta={"revision": self.options.revision} if self.options.revision else {})
 
-    def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
+    def identity(self, model: ModelRef, run: Run) -> dict[str, Any]:
         from ._model import identity
 
         return identity(self, model, run)
 
-    def train(self, task: Task, run: RunContext) -> ModelRef:
+    def train(self, task: Task, run: Run) -> ModelRef:
         from ._train import train
 
         return train(self, task, run)
 
-    def load(self, model: ModelRef, run: RunContext) -> AbstractContextManager[Session]:
+    def load(self, model: ModelRef, run: Run) -> AbstractContextManager[Session]:
         from ._generate import open_session
 
         return open_session(self, model, run)

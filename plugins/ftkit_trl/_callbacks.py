@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ftkit.api import Run
+from ftkit.batches import plan
 from ftkit.errors import RunFailed
-from ftkit.measure import plan
+from ftkit.files import publish, sync_tree, write_atomic
 from ftkit.records import Example, Task
-from ftkit.store import RunContext, publish, sync_tree, write_atomic
 
 from ._batches import Counter
 from ._generate import TrlSession
@@ -44,7 +45,7 @@ class Checkpoints(TrainerCallback):
 class Snapshots(TrainerCallback):
     """Keeps the weights after the steps asked for in `train/snapshots/STEP/`, as safetensors."""
 
-    def __init__(self, model: Any, steps: list[int], run: RunContext) -> None:
+    def __init__(self, model: Any, steps: list[int], run: Run) -> None:
         self.model, self.steps, self.run = model, steps, run
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -63,7 +64,7 @@ class Snapshots(TrainerCallback):
 class Watch(TrainerCallback):
     """Logs loss and throughput, and every `eval_steps` the evaluator's own metric on a validation sample."""
 
-    def __init__(self, session: TrlSession, plain: str, counter: Counter, task: Task, run: RunContext) -> None:
+    def __init__(self, session: TrlSession, plain: str, counter: Counter, task: Task, run: Run) -> None:
         self.session, self.plain, self.counter, self.run = session, plain, counter, run
         options = self.options = session.options
         self.sample = {e.id: e for e in task.validation[: options.eval_samples]} if options.eval_steps else {}

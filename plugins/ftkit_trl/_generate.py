@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftkit.api import Session
-from ftkit.records import Example, Generation, ModelRef, Prediction
-from ftkit.store import RunContext
+from ftkit.api import Run, Session
+from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from ._decode import Stopped, decode, side_by_side
 from ._model import known_ends, load_model, load_tokenizer, peak_memory
@@ -42,7 +41,9 @@ class TrlSession(Session):
         self.chat = Chat(tokenizer, options)
         self.ends = sorted(self.chat.ends | known_ends(model))
 
-    def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
+    def generate(
+        self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
+    ) -> Iterator[list[Prediction]]:
         """Yield `generation.samples` predictions per example. A CPU answers parts of batches side by side."""
         greedy = generation.temperature == 0
         beside = greedy and self.model.device.type == "cpu"  # sampled: the random numbers are taken from one row
@@ -88,7 +89,7 @@ class TrlSession(Session):
             }
             yield [prediction for place in sorted(predictions) for prediction in predictions[place]]
 
-    def prompts(self, batch: Sequence[Example], generation: Generation) -> list[_Asked]:
+    def prompts(self, batch: Sequence[Example], generation: GenerationConfig) -> list[_Asked]:
         """Return the examples with their prompts, cut in the middle where the context has no room."""
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         limit = max(16, context - generation.max_new_tokens)
@@ -133,7 +134,7 @@ class TrlSession(Session):
         }
 
 
-def _batch_seed(generation: Generation, first: Example) -> int:
+def _batch_seed(generation: GenerationConfig, first: Example) -> int:
     """A seed of the batch's own, so that sampled text does not depend on which batches came before."""
     import zlib
 
@@ -141,7 +142,7 @@ def _batch_seed(generation: Generation, first: Example) -> int:
 
 
 @contextlib.contextmanager
-def open_session(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> Iterator[TrlSession]:
+def open_session(backend: TrlSftLora, ref: ModelRef, run: Run) -> Iterator[TrlSession]:
     """Load `ref` and its tokenizer; the memory is free again afterwards."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

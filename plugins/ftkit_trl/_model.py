@@ -13,10 +13,10 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ftkit.api import Run
 from ftkit.errors import InputError
 from ftkit.hub import explain, prefer_cache_when_unreachable
 from ftkit.records import ModelRef
-from ftkit.store import RunContext
 
 from ._took import check_attached, check_complete
 
@@ -150,7 +150,7 @@ def load_base(backend: TrlSftLora) -> PreTrainedModel:
     return model
 
 
-def load_model(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> PreTrainedModel:
+def load_model(backend: TrlSftLora, ref: ModelRef, run: Run) -> PreTrainedModel:
     """Return the model that `ref` names, to be asked: the base, the base with an adapter, or fully trained weights."""
     if ref.kind == "adapter":
         from peft import PeftModel
@@ -174,7 +174,7 @@ def _unpacked(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def identity(backend: TrlSftLora, ref: ModelRef, run: RunContext) -> dict[str, Any]:
+def identity(backend: TrlSftLora, ref: ModelRef, run: Run) -> dict[str, Any]:
     """Return what decides the answers of `ref` (see `Backend.identity`)."""
     options = backend.options
     config = load_config(options)

@@ -129,7 +129,7 @@ class Chat:
             text=self.tokenizer.decode(ids),
             ids=tuple(ids),
             tokens=tuple([self.vocabulary[i] for i in ids]),
-            learned=(False,) * len(start) + (True,) * len(kept),
+            loss_mask=(False,) * len(start) + (True,) * len(kept),
             n_prompt=len(start),
             truncated=(len(prompt) - len(start), len(learned) - len(kept)),
             finding=self._fault(start, kept, len(learned) - len(kept)),

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ftkit.api import Run
 from ftkit.errors import RunFailed
-from ftkit.store import RunContext
 
 _VALUES = 4096  # of each tensor, spread over it: enough to tell, and no second copy of a model
 _STILL = 1e-9  # root mean square of a change that fp32 cannot even add to a weight of usual size (0.02)
@@ -25,7 +25,7 @@ def sample(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def judge(before: dict[str, torch.Tensor], folder: Path, run: RunContext) -> None:
+def judge(before: dict[str, torch.Tensor], folder: Path, run: Run) -> None:
     """Compare saved weights with their `sample` from before training; warn where nothing moved.
 
     Logs an event `took`: tensors, how many of them moved, and the norm of the whole change (estimated from

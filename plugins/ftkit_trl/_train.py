@@ -15,8 +15,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from ftkit.api import Run
+from ftkit.files import Journal, publish, read_json, write_json
 from ftkit.records import Example, ModelRef, Task
-from ftkit.store import Journal, RunContext, publish, read_json, write_json
 
 from ._batches import Counter, Layout, Order, choose
 from ._callbacks import Checkpoints, Snapshots, Watch, last_whole
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from . import TrainOptions, TrlSftLora
 
 
-def train(backend: TrlSftLora, task: Task, run: RunContext) -> ModelRef:
+def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     """Train on `task.train`, hand over `train/model/` (safetensors, no pickle), and return its handle."""
     options = backend.options
     set_seed(run.seed)
@@ -132,14 +133,14 @@ def _tokenised(chat: Chat, examples: Sequence[Example]) -> tuple[Dataset, list[i
     for row in chat.render(examples):
         tokens = np.array(row.ids, dtype=np.int32)
         ids.append(tokens)
-        labels.append(np.where(row.learned, tokens, np.int32(-100)))
+        labels.append(np.where(row.loss_mask, tokens, np.int32(-100)))
         if row.finding is not None:
             faulty.append(row)
     refuse_faulty(faulty)
     return Dataset.from_dict({"input_ids": ids, "labels": labels}), [len(row) for row in ids]
 
 
-def _layout(model: PreTrainedModel, options: TrainOptions, lengths: Sequence[int], run: RunContext) -> Layout:
+def _layout(model: PreTrainedModel, options: TrainOptions, lengths: Sequence[int], run: Run) -> Layout:
     """Choose how forward passes are laid out; the choice is in the log and, for a rerun, in the lock."""
     hinders = None
     if options.sample_packing is not False:
@@ -200,7 +201,7 @@ def _lora(options: Any) -> Any:
     )
 
 
-def _earlier_seconds(run: RunContext) -> float:
+def _earlier_seconds(run: Run) -> float:
     """Return the seconds that killed attempts trained, up to the last line that each logged."""
     total, previous = 0.0, None
     for row in Journal(run.path("train", "log.jsonl")).read():

@@ -15,7 +15,8 @@ import pytest
 from openai_stub import KEY, MODEL, Stub
 
 from ftkit.console import Console
-from ftkit.store import RunContext, read_json
+from ftkit.directory import RunDirectory
+from ftkit.files import read_json
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"find_window": 0.4, "patience": 5.0, "timeout": 5.0, "poll_seconds": 0.1, "model_wait": 5.0, "concurrency": 4}
@@ -56,17 +57,17 @@ def recipe(stub: Stub, folder: Path, **backend: Any) -> dict[str, Any]:
     }
 
 
-def run(stub: Stub, tmp_path: Path, sizes: dict[str, int] | None = None, **backend: Any) -> RunContext:
+def run(stub: Stub, tmp_path: Path, sizes: dict[str, int] | None = None, **backend: Any) -> RunDirectory:
     """Run a recipe against the stub in this process. Raises FtkitError; the directory is then the newest in runs/."""
-    from ftkit.recipe import load_recipe
-    from ftkit.runner import start
+    from ftkit.recipe.load import load_recipe
+    from ftkit.run.stages import start
 
     loaded = load_recipe(recipe(stub, write_rows(tmp_path / "rows", **(sizes or {})), **backend))
     return start(loaded, tmp_path / "runs", Console(), yes=True)
 
 
-def resume(directory: Path, create_again: bool = False) -> RunContext:
-    from ftkit.runner import resume as go_on
+def resume(directory: Path, create_again: bool = False) -> RunDirectory:
+    from ftkit.run.stages import resume as go_on
 
     return go_on(directory, Console(), yes=True, create_again=create_again)
 
@@ -81,7 +82,7 @@ def state(directory: Path) -> dict[str, Any]:
     return data
 
 
-def finished(context: RunContext, stub: Stub, rows: int = 12) -> None:
+def finished(context: RunDirectory, stub: Stub, rows: int = 12) -> None:
     """Assert that a run ended well: one job, all answers, the tuned model right."""
     assert context.record().status == "done"
     assert len(stub.jobs) == 1
@@ -142,9 +143,7 @@ def _parent() -> None:
     import ftkit_openai._train
     import ftkit_openai.cancel  # noqa: F401
 
-    import ftkit.cli
-    import ftkit.report
-    import ftkit.runner
+    from ftkit.cli.main import main
     from ftkit.plugins import installed_plugins
 
     installed_plugins()
@@ -160,7 +159,7 @@ def _parent() -> None:
             with contextlib.suppress(BaseException):
                 sys.argv = ["ftkit", *arguments]
                 try:
-                    ftkit.cli.main()
+                    main()
                     code = 0
                 except SystemExit as done:
                     code = done.code or 0

@@ -56,7 +56,7 @@ class Serving:
 
     def launch(self, *options: str) -> subprocess.Popen[str]:
         """Start the command and return at once."""
-        line = [sys.executable, "-c", "from ftkit.cli import main; main()", "serve", "--data", str(self.data)]
+        line = [sys.executable, "-c", "from ftkit.cli.main import main; main()", "serve", "--data", str(self.data)]
         return subprocess.Popen(
             [*line, *self.options, *options],
             stdout=subprocess.PIPE,

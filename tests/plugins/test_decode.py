@@ -23,10 +23,10 @@ from transformers import (  # noqa: TID253
     Qwen3Config,
 )
 
-from ftkit.preflight import preflight
-from ftkit.recipe import load_recipe
-from ftkit.records import Generation, ModelRef
-from ftkit.store import RunContext
+from ftkit.directory import RunDirectory
+from ftkit.recipe.load import load_recipe
+from ftkit.records import GenerationConfig, ModelRef
+from ftkit.run.prepare import preflight
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -194,26 +194,26 @@ def test_a_part_that_fails_and_ctrl_c_end_the_others(how: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     loaded = load_recipe({**recipe("trl-sft-qlora"), "dataset": {**BASE["dataset"], "test_rows": 40}})  # type: ignore[dict-item]
-    run = RunContext.create(tmp_path_factory.mktemp("runs"), "r", loaded.to_yaml())
+    run = RunDirectory.create(tmp_path_factory.mktemp("runs"), "r", loaded.to_yaml())
     found = preflight(loaded)
     assert found.task is not None
     run.save_task(found.task)
     return run
 
 
-def test_a_batch_in_parts_comes_back_in_its_order_whatever_the_threads(run: RunContext) -> None:
+def test_a_batch_in_parts_comes_back_in_its_order_whatever_the_threads(run: RunDirectory) -> None:
     backend = run.recipe.backend.make()
     batch = run.task.test[:40]  # three parts
     answers = []
     with backend.load(backend.base_model(), run) as session:
         for count in (1, 2):
             torch.set_num_threads(count)
-            (found,) = session.generate([batch], Generation(max_new_tokens=24))
+            (found,) = session.generate([batch], GenerationConfig(max_new_tokens=24))
             answers.append([(p.example_id, p.text, p.tokens_in, p.tokens_out) for p in found])
-        one_by_one = [p.text for e in batch for (p,) in session.generate([[e]], Generation(max_new_tokens=24))]
-        (samples,) = session.generate([batch[:3]], Generation(max_new_tokens=8, temperature=1.0, samples=2))
+        one_by_one = [p.text for e in batch for (p,) in session.generate([[e]], GenerationConfig(max_new_tokens=24))]
+        (samples,) = session.generate([batch[:3]], GenerationConfig(max_new_tokens=8, temperature=1.0, samples=2))
     assert [a[0] for a in answers[0]] == [e.id for e in batch]
     assert answers[0] == answers[1]
     assert [a[1] for a in answers[0]] == one_by_one
@@ -221,7 +221,7 @@ def test_a_batch_in_parts_comes_back_in_its_order_whatever_the_threads(run: RunC
 
 
 def test_4_bit_weights_that_are_written_out_give_the_same_numbers(
-    run: RunContext, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = run.recipe.backend.make()
     base = backend.base_model()

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.errors import InputError
-from ftkit.measure import score_all
 from ftkit.records import Example, Message, Prediction
+from ftkit.score import score_all
 from ftkit.stats import wilson
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"

@@ -24,13 +24,13 @@ from ftkit_trl import TrlSftQlora
 
 import ftkit
 from ftkit.console import Console
-from ftkit.recipe import load_recipe
+from ftkit.recipe.load import load_recipe
 from ftkit.records import Example, Message, Metric, Prediction
 from ftkit.report import write_report
 
 ROOT = Path(__file__).parents[2]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
-FTKIT = [sys.executable, "-m", "ftkit.cli"]
+FTKIT = [sys.executable, "-m", "ftkit"]
 
 
 def example(question: str, answer: str, name: str = "q") -> Example:
@@ -224,30 +224,30 @@ def section(run: ftkit.Run) -> dict[str, Any]:
 
 def test_it_is_the_trl_backend_and_measures_on_the_cores_own_way(steps: ftkit.Run) -> None:
     assert issubclass(Gsm8kSftProbe, TrlSftQlora)
-    stages = set(steps.context.measured())
+    stages = set(steps.directory.measured())
     where = ("base", "step-20", "tuned")
     assert stages == {"baseline", "tuned", "probe-few-shot"} | {
         f"probe-{w}-{what}" for w in where for what in ("test", "train", "changed", "samples")
     }
     asked = [
-        [json.loads(line)["id"] for line in steps.context.path(f"probe-{w}-test", "examples.jsonl").open()]
+        [json.loads(line)["id"] for line in steps.directory.path(f"probe-{w}-test", "examples.jsonl").open()]
         for w in where
     ]
     assert asked[0] == asked[1] == asked[2] and len(asked[0]) == 20
-    generation = steps.context.measurement("probe-base-samples")["settings"]["generation"]
+    generation = steps.directory.measurement("probe-base-samples")["settings"]["generation"]
     assert (generation["samples"], generation["seed"], generation["temperature"]) == (4, 0, 0.8)
     assert {s.role for s in steps.report.systems if s.stage.startswith("probe-")} == {"extra"}
     assert not [d for d in steps.report.deltas if "probe" in d.to or "probe" in d.from_]
 
 
 def test_the_base_solves_some_and_training_on_steps_teaches_the_format(steps: ftkit.Run) -> None:
-    few_shot = steps.context.metrics("probe-few-shot")["accuracy_flexible"]
-    base, tuned = (steps.context.metrics(s) for s in ("baseline", "tuned"))
+    few_shot = steps.directory.metrics("probe-few-shot")["accuracy_flexible"]
+    base, tuned = (steps.directory.metrics(s) for s in ("baseline", "tuned"))
     assert base["accuracy_flexible"].value >= 0.1 and few_shot.value >= 0.1
     assert tuned["answer_format"].value - base["answer_format"].value > 0.5
     verdict = section(steps)["blocks"][0]["text"]
     assert "SFT taught the format" in verdict and "taught solving" not in verdict
-    losses = [steps.context.metrics(f"probe-{w}-test")["loss"].value for w in ("base", "step-20", "tuned")]
+    losses = [steps.directory.metrics(f"probe-{w}-test")["loss"].value for w in ("base", "step-20", "tuned")]
     assert losses[0] > losses[1] > losses[2]
 
 
@@ -284,11 +284,11 @@ def test_a_probe_killed_twice_ends_with_the_same_numbers(tmp_path: Path) -> None
     kill_when([*FTKIT, "run", "--resume", str(directory)], out, "probe-step-2-train/predictions.journal")
     done = subprocess.run([*FTKIT, "run", "--resume", str(directory)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for stage in whole.context.measured():
+    for stage in whole.directory.measured():
         for file in ("predictions.jsonl", "scores.jsonl"):
             assert (directory / stage / file).read_bytes() == (whole.dir / stage / file).read_bytes(), stage
     # Whoever holds the directory gets the section: nothing of it was in the process that made it.
-    write_report([ftkit.open_run(directory).context], tmp_path)
+    write_report([ftkit.open_run(directory).directory], tmp_path)
     again, first = (json.loads((p / "report.json").read_text())["sections"] for p in (tmp_path, whole.dir))
     assert again == first
 

@@ -19,11 +19,11 @@ import pytest
 from click.testing import CliRunner
 
 import ftkit
-from ftkit import cli
+from ftkit.cli import main as cli
 from ftkit.console import Console
-from ftkit.notebook import load
-from ftkit.preflight import preflight
+from ftkit.interface import load
 from ftkit.records import Example, Message, ModelRef, Rendered
+from ftkit.run.prepare import preflight
 
 SHIPPED = Path(importlib.util.find_spec("trl").submodule_search_locations[0], "chat_templates")
 # Those that end in _training are the same with marks for TRL's trainers.
@@ -106,7 +106,7 @@ def backend_of(base: Path, **options: Any) -> Any:
 
 
 def learned(shown: Rendered) -> list[int]:
-    return [i for i, on in zip(shown.ids, shown.learned, strict=True) if on]
+    return [i for i, on in zip(shown.ids, shown.loss_mask, strict=True) if on]
 
 
 def test_trl_ships_the_families_that_people_fine_tune() -> None:
@@ -129,7 +129,7 @@ def test_only_the_answer_and_its_end_are_learned(name: str, model: Callable[...,
     assert refused == ({"system", "system and turns"} if name == "gemma" else set())  # it knows no system message
     chat = Chat(tokenizer, backend.options)
     for example, shown in ((e, r) for e, r in zip(examples, rows, strict=True) if not r.finding):
-        assert shown.learned == (False,) * shown.n_prompt + (True,) * (len(shown.ids) - shown.n_prompt)
+        assert shown.loss_mask == (False,) * shown.n_prompt + (True,) * (len(shown.ids) - shown.n_prompt)
         # What is learned: what opens an answer, the target, and special tokens that end the turn.
         text = tokenizer.decode(learned(shown))
         opening, found, end = text.partition(TARGET)
@@ -266,7 +266,7 @@ def trained(model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
                 return step(self, model, inputs, *rest)
 
             folder = write_rows(tmp_path_factory.mktemp(name) / "rows", FINE * 2)
-            with pytest.MonkeyPatch.context() as patch:
+            with pytest.MonkeyPatch.directory() as patch:
                 patch.setattr(SFTTrainer, "training_step", watched)
                 asked = recipe(model(name), folder, sample_packing=False)
                 run = ftkit.run(asked, out=folder.parent / "runs", console=Console(silent=True))
@@ -288,7 +288,7 @@ def test_the_trainer_learns_the_end_of_turn_though_it_pads_with_eos(
     backend = backend_of(model(name))
     tokenizer = load_tokenizer(backend.options)
     chat = Chat(tokenizer, backend.options)
-    meant = {tuple(row.ids): learned(row) for row in backend.render(run.context.task.train)}
+    meant = {tuple(row.ids): learned(row) for row in backend.render(run.directory.task.train)}
     rows = [row for batch in batches for row in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True)]  # fmt: skip
     assert len(batches) == 2 and len(rows) == 8
     for ids, labels, mask in rows:
@@ -296,9 +296,11 @@ def test_the_trainer_learns_the_end_of_turn_though_it_pads_with_eos(
         assert labels[labels != -100].tolist() == meant[kept] and meant[kept][-1] in chat.ends
         assert (labels[mask == 0] == -100).all()
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    assert run.context.record().status == "done" and not [w for w in run.context.record().warnings if "training" in w]
+    assert run.directory.record().status == "done" and not [
+        w for w in run.directory.record().warnings if "training" in w
+    ]
     assert json.loads((run.dir / "lock.json").read_text())["model"]["template_date"] == "26 Jul 2024"
-    (took,) = [row for row in run.context.log_rows() if row["event"] == "took"]
+    (took,) = [row for row in run.directory.log_rows() if row["event"] == "took"]
     assert took["moved"] == took["tensors"] == 2 and took["change_norm"] > 0  # B of q_proj and v_proj
 
 
@@ -312,7 +314,7 @@ def test_training_that_changes_nothing_is_said_so_loudly(
     options = {"plugin": plugin, "learning_rate": 1e-12, "max_steps": 1}
     asked = recipe(model("llama3"), write_rows(tmp_path / "rows", FINE), **options)
     run = ftkit.run(asked, out=tmp_path / "runs", console=Console(silent=True))
-    warnings = run.context.record().warnings
+    warnings = run.directory.record().warnings
     assert any(w.startswith("training did not take: none of the") for w in warnings), warnings
     assert any("gave the base model's answer to all 2 test rows" in w for w in warnings), warnings
     report = json.loads((run.dir / "report.json").read_text())
@@ -327,9 +329,9 @@ def test_an_adapter_that_does_not_fit_is_refused(trained: Callable[[str], Any], 
     from safetensors.torch import load_file, save_file
 
     run, _ = trained("llama3_2")
-    backend = run.context.recipe.backend.make()
+    backend = run.directory.recipe.backend.make()
     whole = run.dir / "train" / "model"
-    with backend.load(ModelRef("adapter", str(whole)), run.context) as session:
+    with backend.load(ModelRef("adapter", str(whole)), run.directory) as session:
         assert session.model.peft_config
     for change in ("renamed", "incomplete"):
         torn = tmp_path / change
@@ -342,7 +344,7 @@ def test_an_adapter_that_does_not_fit_is_refused(trained: Callable[[str], Any], 
         save_file(tensors, torn / "adapter_model.safetensors")
         with (
             pytest.raises(ftkit.FtkitError, match=r"does not fit its base model: \d of its \d tensors have no place"),
-            backend.load(ModelRef("adapter", str(torn)), run.context),
+            backend.load(ModelRef("adapter", str(torn)), run.directory),
         ):
             pass
 
@@ -358,7 +360,7 @@ def test_weights_that_are_not_finite_end_the_run(trained: Callable[[str], Any], 
     next(iter(tensors.values())).view(-1)[0] = torch.nan
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ftkit.FtkitError, match=r"not finite[\s\S]*lower backend\.learning_rate"):
-        judge(before, tmp_path, run.context)
+        judge(before, tmp_path, run.directory)
 
 
 # ---------------------------------------------------------------- ftkit preview
@@ -367,7 +369,7 @@ def test_weights_that_are_not_finite_end_the_run(trained: Callable[[str], Any], 
 def on_a_terminal(*command: str) -> str:
     """Return what `ftkit COMMAND` prints where its output is a terminal."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen([sys.executable, "-m", "ftkit.cli", *command], stdout=theirs) as process:
+    with subprocess.Popen([sys.executable, "-m", "ftkit", *command], stdout=theirs) as process:
         os.close(theirs)
         shown = b""
         while True:

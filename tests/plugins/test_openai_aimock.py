@@ -18,10 +18,10 @@ from openai_kit import QUICK, ROOT, newest, resume, write_rows
 from openai_stub import KEY, MODEL
 
 from ftkit.console import Console
+from ftkit.directory import RunDirectory
 from ftkit.errors import RunFailed
-from ftkit.recipe import load_recipe
-from ftkit.runner import start
-from ftkit.store import RunContext
+from ftkit.recipe.load import load_recipe
+from ftkit.run.stages import start
 
 pytestmark = [pytest.mark.opt_in, pytest.mark.needs("node", "tests/aimock/node_modules")]
 SERVER = ROOT / "tests" / "aimock" / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
@@ -79,7 +79,7 @@ def recipe(url: str, tmp_path: Path) -> object:
     )
 
 
-def jobs_of(url: str, run: RunContext) -> int:
+def jobs_of(url: str, run: RunDirectory) -> int:
     import openai
 
     client = openai.OpenAI(api_key=KEY, base_url=url, max_retries=20)

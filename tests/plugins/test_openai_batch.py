@@ -14,8 +14,8 @@ import pytest
 from openai_kit import Forks, finished, newest, recipe, resume, run, stub, write_rows
 from openai_stub import Stub
 
+from ftkit.directory import RunDirectory
 from ftkit.errors import RunFailed
-from ftkit.store import RunContext
 
 __all__ = ["stub"]
 
@@ -151,7 +151,7 @@ def test_kill_at_random_moments_makes_each_batch_once(stub: Stub, tmp_path: Path
             if status == 1 and "it is unknown whether a" in said:
                 status, said = forks.run("run", "--resume", directories[0].parent, "--create-again", "--yes")
             assert status == 0, said
-            finished(RunContext.open(directories[0].parent), stub)
+            finished(RunDirectory.open(directories[0].parent), stub)
             assert len(stub.batches) == 2 and stub.answered - answered == 24, f"kill {number}"
     finally:
         forks.close()
@@ -185,5 +185,5 @@ def test_an_interrupted_batch_goes_on_and_is_come_back_to(stub: Stub, tmp_path: 
         assert forks.run("run", "--resume", newest(tmp_path))[0] == 0
     finally:
         forks.close()
-    finished(RunContext.open(newest(tmp_path)), stub)
+    finished(RunDirectory.open(newest(tmp_path)), stub)
     assert len(stub.batches) == 2 and stub.answered == 24

@@ -19,8 +19,9 @@ import pytest
 from openai_kit import Forks, finished, newest, recipe, resume, run, state, stub, write_rows
 from openai_stub import KEY, Stub
 
+from ftkit.directory import RunDirectory
 from ftkit.errors import FtkitError, RunFailed
-from ftkit.store import RunContext, read_jsonl
+from ftkit.files import read_jsonl
 
 __all__ = ["stub"]
 CREATE = "/v1/fine_tuning/jobs"
@@ -96,16 +97,16 @@ def test_a_job_that_could_not_be_written_down_is_found(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full just when the answer came: that is no refusal."""
-    save = RunContext.save_state
+    save = RunDirectory.save_state
     full = [True]
 
-    def no_space(self: RunContext, **values: Any) -> None:
+    def no_space(self: RunDirectory, **values: Any) -> None:
         if (values.get("job") or {}).get("phase") == "created" and full:
             full.clear()
             raise OSError(errno.ENOSPC, "No space left on device")
         save(self, **values)
 
-    monkeypatch.setattr(RunContext, "save_state", no_space)
+    monkeypatch.setattr(RunDirectory, "save_state", no_space)
     with pytest.raises(FtkitError, match="the disk is full"):
         run(stub, tmp_path)
     assert len(stub.jobs) == 1 and state(newest(tmp_path))["job"]["phase"] == "creating"
@@ -342,14 +343,14 @@ def test_ctrl_c_detaches_from_a_job_and_says_how_to_come_back(stub: Stub, tmp_pa
     said = forks.log.read_text()
     assert "goes on at the provider" in said and "ftkit run --resume" in said and "ftkit cancel" in said
     directory = newest(tmp_path)
-    assert RunContext.open(directory).record().status == "interrupted"
+    assert RunDirectory.open(directory).record().status == "interrupted"
     assert [job["status"] for job in stub.jobs.values()] == ["running"] or next(iter(stub.jobs.values()))[
         "status"
     ] != "cancelled"
     stub.job_seconds = 0.1
     status, _ = forks.run("run", "--resume", directory, "--yes")
     assert status == 0
-    finished(RunContext.open(directory), stub)
+    finished(RunDirectory.open(directory), stub)
 
 
 def test_ctrl_c_while_a_job_is_looked_for_does_not_say_that_there_is_none(
@@ -380,7 +381,7 @@ def test_ctrl_c_keeps_the_answers_under_way(stub: Stub, tmp_path: Path, forks: F
     assert stub.answered <= kept(newest(tmp_path)) <= stub.answered + 1 and stub.answered > 4
     stub.latency = 0.0
     assert forks.run("run", "--resume", newest(tmp_path))[0] == 0
-    finished(RunContext.open(newest(tmp_path)), stub)
+    finished(RunDirectory.open(newest(tmp_path)), stub)
     assert stub.answered == 24
 
 
@@ -437,7 +438,7 @@ def test_kill_at_random_moments(stub: Stub, tmp_path: Path, forks: Forks) -> Non
             unknown += 1
             status, said = forks.run("run", "--resume", directory, "--create-again", "--yes")
         assert status == 0, said
-        finished(RunContext.open(directory), stub)  # exactly one job
+        finished(RunDirectory.open(directory), stub)  # exactly one job
         assert stub.answered - before <= 24 + lost, f"kill {number}: what was kept was asked for again"
     print(f"{KILLS} kills, {during} while the run was at work, {unknown} left the job in doubt")
     assert during >= KILLS / 5, "the moments hardly ever met a run at work"
@@ -449,13 +450,13 @@ def test_kill_at_random_moments(stub: Stub, tmp_path: Path, forks: Forks) -> Non
 def test_two_thousand_predictions_keep_their_order_and_are_each_asked_for_once(stub: Stub, tmp_path: Path) -> None:
     from ftkit_openai import ManagedOptions, OpenAIManaged
 
-    from ftkit.measure import generate
-    from ftkit.recipe import load_recipe
+    from ftkit.recipe.load import load_recipe
     from ftkit.records import Measurement, ModelRef
+    from ftkit.run.measure import generate
 
-    context = RunContext.create(tmp_path / "runs", "many")
+    context = RunDirectory.create(tmp_path / "runs", "many")
     context.recipe = load_recipe(recipe(stub, write_rows(tmp_path / "rows", test=2000)))
-    from ftkit.data import load_task
+    from ftkit.data.task import load_task
 
     context.task = load_task(context.recipe)[0]
     stub.keep_bodies = False

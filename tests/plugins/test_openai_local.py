@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ftkit.store import RunContext, read_json
+from ftkit.directory import RunDirectory
+from ftkit.files import read_json
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["dataset.splits.train=80", "dataset.splits.validation=4", "dataset.splits.test=8"]
@@ -22,7 +23,7 @@ def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     """Start `ftkit ARGUMENTS` without any key in its environment."""
     env = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
     env["OMP_NUM_THREADS"] = "1"  # it is a tiny model, and other tests run beside it
-    code = "from ftkit.cli import main; main()"
+    code = "from ftkit.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
     )
@@ -66,7 +67,7 @@ def test_a_run_that_is_killed_while_its_own_server_trains_goes_on(tmp_path: Path
     finally:
         again.kill()
     assert again.returncode == 0, said
-    context = RunContext.open(directory)
+    context = RunDirectory.open(directory)
     assert context.record().status == "done" and not servers(directory)
     model = context.model()
     assert model is not None and model.meta["lives"] == "this machine" and "until" not in model.meta

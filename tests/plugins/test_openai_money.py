@@ -10,10 +10,10 @@ from openai_kit import finished, newest, recipe, resume, run, stub, write_rows
 from openai_stub import Stub
 
 from ftkit.errors import FtkitError, RunFailed
-from ftkit.preflight import preflight
-from ftkit.recipe import load_recipe
+from ftkit.files import read_json
+from ftkit.recipe.load import load_recipe
 from ftkit.records import Finding
-from ftkit.store import read_json
+from ftkit.run.prepare import preflight
 
 __all__ = ["stub"]
 

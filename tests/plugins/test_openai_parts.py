@@ -22,8 +22,8 @@ from ftkit_openai._prices import prices_for
 from ftkit_openai._results import rows_of_results, step_of
 
 from ftkit.errors import RecipeError
-from ftkit.recipe import load_recipe
-from ftkit.records import Example, Generation, Message, ModelRef, Task
+from ftkit.recipe.load import load_recipe
+from ftkit.records import Example, GenerationConfig, Message, ModelRef, Task
 
 
 def chat(*contents: str, **more: Any) -> str:
@@ -147,20 +147,20 @@ def test_the_estimate_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_sample_of_an_answer_is_estimated() -> None:
     options = ManagedOptions(base_model="m", prices={"m": {"training": 0, "input": 0, "output": 1000}})
-    one = estimate(options, replace(task(), generation=Generation(temperature=1.0)))
-    eight = estimate(options, replace(task(), generation=Generation(temperature=1.0, samples=8)))
+    one = estimate(options, replace(task(), generation=GenerationConfig(temperature=1.0)))
+    eight = estimate(options, replace(task(), generation=GenerationConfig(temperature=1.0, samples=8)))
     assert one["usd"] > 0 and eight["usd"] == pytest.approx(8 * one["usd"])
     assert (one["predictions"], eight["predictions"]) == (20, 160) and "160 answers" in eight["usd_detail"]
     limited = options.model_copy(update={"max_usd": 2 * one["usd"]})
-    assert not list(_price(limited, replace(task(), generation=Generation())))
-    (above,) = _price(limited, replace(task(), generation=Generation(samples=8)))
+    assert not list(_price(limited, replace(task(), generation=GenerationConfig())))
+    (above,) = _price(limited, replace(task(), generation=GenerationConfig(samples=8)))
     assert above.level == "error" and "above max_usd" in above.message
 
 
 def test_a_control_pays_for_its_answers_alone() -> None:
     price = {"training": 7, "input": 100, "output": 300, "base_input": 50, "base_output": 200}
     options = ManagedOptions(base_model="m", prices={"m": price})
-    whole, control = estimate(options, task()), estimate(options, task(), control=True)
+    whole, control = estimate(options, task()), estimate(options, task(), compared=False)
     assert control["usd_training"] == 0 and control["trained_tokens"] == 0 and "training" not in control["usd_detail"]
     assert control["predictions"] == 10 and 0 < control["usd"] < whole["usd_predictions"] / 2 < whole["usd"]
     few = task(3)  # too few to train on, but nobody trains
@@ -322,7 +322,7 @@ def test_azure_wants_its_token_before_anything_is_paid(tmp_path: Path, monkeypat
     monkeypatch.delenv("AZURE_TOKEN", raising=False)
     (told,) = _options(options)
     assert told.level == "error" and "AZURE_TOKEN is not set" in told.message and "az account" in str(told.hint)
-    assert not list(_options(options, control=True))
+    assert not list(_options(options, compared=False))
     (tmp_path / ".env").write_text("AZURE_TOKEN=token\n")
     assert not list(_options(options))
 
@@ -385,10 +385,10 @@ def test_examples_are_shown_as_tokens_where_the_tokenizer_is_known() -> None:
     (shown,) = _by_tiktoken(own, 10**6, task(1, "hi").train[:1])
     assert shown.text == "<|im_start|>user\n0 hi<|im_end|><|im_start|>assistant\na short answer<|im_end|>"
     assert (
-        "".join(t for t, learned in zip(shown.tokens, shown.learned, strict=True) if learned)
+        "".join(t for t, learned in zip(shown.tokens, shown.loss_mask, strict=True) if learned)
         == "a short answer<|im_end|>"
     )
-    assert len(shown.ids) == len(shown.learned) == shown.n_prompt + len("a short answer") + 1
+    assert len(shown.ids) == len(shown.loss_mask) == shown.n_prompt + len("a short answer") + 1
     (cut,) = _by_tiktoken(own, shown.n_prompt + 5, task(1, "hi").train[:1])
     assert cut.truncated == (0, 10) and len(cut.ids) == shown.n_prompt + 5
 

@@ -13,10 +13,11 @@ import pytest
 from openai_kit import ROOT, finished, newest, recipe, resume, run, state, stub, write_rows
 from openai_stub import KEY, MODEL, Stub
 
+from ftkit.directory import RunDirectory
 from ftkit.errors import FtkitError, InputError, RunFailed
-from ftkit.recipe import load_recipe
+from ftkit.files import read_json, read_jsonl
+from ftkit.recipe.load import load_recipe
 from ftkit.records import Finding, ModelRef
-from ftkit.store import RunContext, read_json, read_jsonl
 
 __all__ = ["stub"]
 GOLDEN = Path(__file__).parent / "golden" / "managed"
@@ -24,7 +25,7 @@ GOLDEN = Path(__file__).parent / "golden" / "managed"
 
 def check(stub: Stub, tmp_path: Path, **backend: Any) -> list[Finding]:
     """Return what preflight says of a recipe."""
-    from ftkit.preflight import preflight
+    from ftkit.run.prepare import preflight
 
     return preflight(load_recipe(recipe(stub, write_rows(tmp_path / "rows"), **backend))).findings
 
@@ -96,7 +97,7 @@ def test_requests_and_responses_are_as_openai_describes_them(stub: Stub, tmp_pat
     )
     sampled = {"generation": {"max_new_tokens": 16, "temperature": 0.7, "samples": 2}}
     from ftkit.console import Console
-    from ftkit.runner import start
+    from ftkit.run.stages import start
 
     again = {**recipe(stub, tmp_path / "rows", use_batch_api=True), **sampled, "name": "managed-batch"}
     start(load_recipe(again), tmp_path / "runs", Console(), yes=True)
@@ -229,7 +230,7 @@ def test_a_large_file_goes_up_in_parts(stub: Stub, tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "rows")
     (folder / "train.jsonl").write_text("".join(json.dumps({**long, "target": f"x{i}"}) + "\n" for i in range(20)))
     from ftkit.console import Console
-    from ftkit.runner import start
+    from ftkit.run.stages import start
 
     stub.fail("POST", r"/v1/uploads/.*/parts", status=500)
     done = start(load_recipe(recipe(stub, folder, multipart_mb=1)), tmp_path / "runs", Console(), yes=True)
@@ -309,7 +310,7 @@ def test_lint_problems_stop_a_run_with_their_lines(stub: Stub, tmp_path: Path) -
     rows[4]["input"] += " <|endoftext|>"
     rows[7]["input"] += " <|endoftext|>"
     (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    from ftkit.preflight import preflight
+    from ftkit.run.prepare import preflight
 
     found = errors(preflight(load_recipe(recipe(stub, folder))).findings)
     assert any("train, lines 5, 8: the text holds the special token <|endoftext|>" in e for e in found)
@@ -317,7 +318,7 @@ def test_lint_problems_stop_a_run_with_their_lines(stub: Stub, tmp_path: Path) -
 
 def test_the_price_is_confirmed_or_refused(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ftkit.console import Console
-    from ftkit.runner import start
+    from ftkit.run.stages import start
 
     loaded = load_recipe(recipe(stub, write_rows(tmp_path / "rows")))
     monkeypatch.setattr("sys.stdin", None)
@@ -514,13 +515,13 @@ def test_filtered_empty_and_refused_answers(stub: Stub, tmp_path: Path) -> None:
     from ftkit_openai._client import Malformed
     from ftkit_openai._infer import predictions_of
 
-    from ftkit.records import Example, Generation, Message
+    from ftkit.records import Example, GenerationConfig, Message
 
     example = Example("e", (Message("user", "x"),), ("y",), "x")
 
     def one(finish: str, **message: Any) -> Any:
         return predictions_of(
-            example, {"choices": [{"finish_reason": finish, "message": message}]}, Generation(), None, True
+            example, {"choices": [{"finish_reason": finish, "message": message}]}, GenerationConfig(), None, True
         )[0]
 
     assert one("stop", content=" ok ").text == "ok"
@@ -530,12 +531,12 @@ def test_filtered_empty_and_refused_answers(stub: Stub, tmp_path: Path) -> None:
     assert one("stop", content=None, refusal="I cannot").text == "I cannot"
     for broken in ({}, {"error": {}}, {"choices": None}, {"choices": []}, {"choices": [{}]}, {"choices": ["x"]}):
         with pytest.raises(Malformed):
-            predictions_of(example, broken, Generation(), None, True)
+            predictions_of(example, broken, GenerationConfig(), None, True)
 
 
 def test_several_samples_come_in_one_request(stub: Stub, tmp_path: Path) -> None:
     from ftkit.console import Console
-    from ftkit.runner import start
+    from ftkit.run.stages import start
 
     wanted = {
         **recipe(stub, write_rows(tmp_path / "rows")),
@@ -700,7 +701,7 @@ def test_a_job_that_was_in_doubt_and_shows_too_late_is_told_and_can_be_ended(stu
     with pytest.raises(RunFailed, match="401"):
         resume(directory)
     both = rf"2 jobs carry this run's mark: {first}, {second}; `ftkit cancel \S+` ends "
-    assert any(re.search(both + "all", warning) for warning in RunContext.open(directory).record().warnings)
+    assert any(re.search(both + "all", warning) for warning in RunDirectory.open(directory).record().warnings)
     stub.jobs[second]["status"], stub.ending = "running", "succeeded"
     stub.end(stub.jobs[second])
     done = resume(directory)
@@ -735,5 +736,5 @@ def test_create_again_where_there_is_a_job_is_answered(stub: Stub, tmp_path: Pat
 
 def test_state_names_the_job(stub: Stub, tmp_path: Path) -> None:
     done = run(stub, tmp_path)
-    assert state(done.dir)["job"]["phase"] == "created" and RunContext.open(done.dir).state["job"]["id"] in stub.jobs
+    assert state(done.dir)["job"]["phase"] == "created" and RunDirectory.open(done.dir).state["job"]["id"] in stub.jobs
     assert ROOT.exists()

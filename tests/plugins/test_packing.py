@@ -21,10 +21,11 @@ from transformers import (  # noqa: TID253
     MistralConfig,
 )
 
+from ftkit.directory import RunDirectory
 from ftkit.errors import RunFailed
-from ftkit.preflight import preflight
-from ftkit.recipe import load_recipe
-from ftkit.store import RunContext, read_json, write_atomic, write_json
+from ftkit.files import read_json, write_atomic, write_json
+from ftkit.recipe.load import load_recipe
+from ftkit.run.prepare import preflight
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -158,12 +159,12 @@ LAYOUTS: dict[str, dict[str, object]] = {
 }
 
 
-def prepared(folder: Path, **options: object) -> RunContext:
+def prepared(folder: Path, **options: object) -> RunDirectory:
     """Return a run directory as it is before training: 23 rows, two epochs of six steps."""
     made = recipe("trl-sft-lora", max_steps=12, save_steps=4, **options)
     made["dataset"] = {**BASE["dataset"], "train_rows": 23}  # type: ignore[dict-item]
     loaded = load_recipe(made)
-    run = RunContext.create(folder, "layout")
+    run = RunDirectory.create(folder, "layout")
     write_atomic(run.path("recipe.yaml"), loaded.to_yaml())
     run.task = preflight(loaded).task
     write_json(run.path("lock.json"), {})
@@ -171,7 +172,7 @@ def prepared(folder: Path, **options: object) -> RunContext:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunContext]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
     """A run directory of each layout after training, the last checkpoints still there."""
     runs = {name: prepared(tmp_path_factory.mktemp(name), **options) for name, options in LAYOUTS.items()}
     for run in runs.values():
@@ -179,17 +180,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunContext]:
     return runs
 
 
-def losses(run: RunContext) -> list[float]:
+def losses(run: RunDirectory) -> list[float]:
     return [row["loss"] for row in run.log_rows() if row["event"] == "step"]
 
 
-def test_packing_changes_no_step(trained: dict[str, RunContext]) -> None:
+def test_packing_changes_no_step(trained: dict[str, RunDirectory]) -> None:
     packed, padded, grouped = (losses(trained[name]) for name in ("packed", "padded", "grouped"))
     assert len(padded) == 12 and packed == pytest.approx(padded, abs=2e-3)
     assert grouped != pytest.approx(padded, abs=2e-3)
 
 
-def test_padding_and_layout_are_recorded(trained: dict[str, RunContext]) -> None:
+def test_padding_and_layout_are_recorded(trained: dict[str, RunDirectory]) -> None:
     ends = {name: run.log_rows()[-1] for name, run in trained.items()}
     assert {name: row["layout"] for name, row in ends.items()} == {name: name for name in LAYOUTS}
     assert ends["packed"]["pad_share"] == 0 < ends["grouped"]["pad_share"] < ends["padded"]["pad_share"] < 0.5
@@ -199,7 +200,7 @@ def test_padding_and_layout_are_recorded(trained: dict[str, RunContext]) -> None
         assert any(row["event"] == "note" and name in row["message"] for row in run.log_rows())
 
 
-def test_a_resumed_run_goes_on_with_the_same_batches(trained: dict[str, RunContext]) -> None:
+def test_a_resumed_run_goes_on_with_the_same_batches(trained: dict[str, RunDirectory]) -> None:
     """From the checkpoint in the second epoch, for every layout: the weights end equal, byte for byte."""
     for run in trained.values():
         weights = run.path("train", "model", "adapter_model.safetensors")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """`ftkit run quickstart --json`, run somewhere else."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, "-m", "ftkit.cli", "run", "quickstart", "--json"]
+    command = [sys.executable, "-m", "ftkit", "run", "quickstart", "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -85,7 +85,7 @@ def test_another_task_by_recipe_alone(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "ftkit.cli",
+        "ftkit",
         "run",
         "quickstart-intent",
         "--json",

@@ -14,11 +14,11 @@ import pytest
 
 import ftkit
 from ftkit.console import Console
-from ftkit.recipe import load_recipe
-from ftkit.records import Example, Generation, Message, ModelRef
-from ftkit.store import read_json
+from ftkit.files import read_json
+from ftkit.recipe.load import load_recipe
+from ftkit.records import Example, GenerationConfig, Message, ModelRef
 
-FTKIT = [sys.executable, "-m", "ftkit.cli"]
+FTKIT = [sys.executable, "-m", "ftkit"]
 BASE = {
     "seed": 1,
     "dataset": {
@@ -69,7 +69,7 @@ def test_each_method_trains_and_hands_over_safetensors_only(runs: dict[str, ftki
         files = {p.name for p in (run.dir / "train" / "model").iterdir()}
         assert ("model.safetensors" if name == "trl-sft-full" else "adapter_model.safetensors") in files
         assert not [f for f in files if f.endswith((".bin", ".pt", ".pth", ".pkl"))]
-        losses = [row["loss"] for row in run.context.log_rows() if row["event"] == "step"]
+        losses = [row["loss"] for row in run.directory.log_rows() if row["event"] == "step"]
         assert len(losses) == 6 and losses[-1] < losses[0]
         assert (run.dir / "tuned" / "predictions.jsonl").read_bytes() != (
             run.dir / "baseline" / "predictions.jsonl"
@@ -92,27 +92,27 @@ def test_snapshots_hold_the_weights_of_their_step_and_can_be_asked(runs: dict[st
     for run in (lora, full):
         files = [p.name for p in (run.dir / "train" / "snapshots").rglob("*")]
         assert not [f for f in files if f.endswith((".bin", ".pt", ".pth", ".pkl"))]
-    base = lora.context.recipe.backend.make().options.base_model
+    base = lora.directory.recipe.backend.make().options.base_model
     weights = [(lora.dir / "train" / p / "adapter_model.safetensors").read_bytes()
                for p in ("snapshots/2", "snapshots/6", "model")]  # fmt: skip
     assert weights[0] != weights[1] == weights[2], "the last step's snapshot is what training handed over"
-    examples = lora.context.task.test[:4]
+    examples = lora.directory.task.test[:4]
     for run, ref in (
         (lora, ModelRef("adapter", "train/snapshots/2", base=base)),
         (full, ModelRef("path", "train/snapshots/3", base=base, meta={"trained": True})),
     ):
-        with run.context.recipe.backend.make().load(ref, run.context) as session:
-            (answers,) = session.generate([examples], Generation(max_new_tokens=8))
+        with run.directory.recipe.backend.make().load(ref, run.directory) as session:
+            (answers,) = session.generate([examples], GenerationConfig(max_new_tokens=8))
         assert [a.example_id for a in answers] == [e.id for e in examples]
 
 
 def test_a_machines_price_becomes_the_cost_of_training_and_of_answers(runs: dict[str, ftkit.Run]) -> None:
     priced = runs["trl-sft-lora"]
-    (stage,) = [s for s in priced.context.record().stages if s.name == "train"]
+    (stage,) = [s for s in priced.directory.record().stages if s.name == "train"]
     assert stage.usd == pytest.approx(stage.meta["seconds"] * 3.6 / 3600, rel=0.05)
     cost = read_json(priced.dir / "tuned" / "cost.json")
     assert cost["usd"] == pytest.approx(cost["seconds"] * 3.6 / 3600, rel=0.05)
-    (free,) = [s for s in runs["trl-sft-full"].context.record().stages if s.name == "train"]
+    (free,) = [s for s in runs["trl-sft-full"].directory.record().stages if s.name == "train"]
     assert free.usd is None and read_json(runs["trl-sft-full"].dir / "tuned" / "cost.json")["usd"] is None
 
 
@@ -129,7 +129,7 @@ def test_nothing_handed_over_names_a_path_of_this_machine(runs: dict[str, ftkit.
 
 
 def test_the_evaluators_metric_is_logged_during_training(runs: dict[str, ftkit.Run]) -> None:
-    evals = [row for row in runs["trl-sft-qlora"].context.log_rows() if row["event"] == "eval"]
+    evals = [row for row in runs["trl-sft-qlora"].directory.log_rows() if row["event"] == "eval"]
     assert [row["step"] for row in evals] == [0, 3, 6]
     assert all(0 <= row["rouge1"] <= 1 and row["n"] == 8 for row in evals)
     curves = {c.name for c in runs["trl-sft-qlora"].report.curves}
@@ -150,7 +150,7 @@ def test_a_second_run_reuses_the_baseline_that_shares_its_key(runs: dict[str, ft
     first = runs["trl-sft-lora"]
     again = ftkit.run(recipe("trl-sft-lora", max_steps=1), out=first.dir.parent, console=Console(silent=True))
     cost = json.loads((again.dir / "baseline" / "cost.json").read_text())
-    assert cost["reused_from"] in {r.context.id for r in runs.values()}
+    assert cost["reused_from"] in {r.directory.id for r in runs.values()}
     assert (again.dir / "baseline" / "predictions.jsonl").read_bytes() == (
         first.dir / "baseline" / "predictions.jsonl"
     ).read_bytes()
@@ -179,9 +179,9 @@ def test_only_the_answer_and_its_end_are_learned() -> None:
     example = Example("a", (Message("user", "Anna: hi\nSummary:"),), ("Anna says hi.",))
     (shown,) = backend.render([example])
     assert shown.tokens[0] == "<bos>" and shown.tokens.count("<bos>") == 1
-    learned = [t for t, on in zip(shown.tokens, shown.learned, strict=True) if on]
+    learned = [t for t, on in zip(shown.tokens, shown.loss_mask, strict=True) if on]
     assert learned[-1] == "<eos>"
-    assert shown.learned == (False,) * shown.n_prompt + (True,) * (len(shown.ids) - shown.n_prompt)
+    assert shown.loss_mask == (False,) * shown.n_prompt + (True,) * (len(shown.ids) - shown.n_prompt)
 
 
 def test_a_long_prompt_is_cut_in_its_middle_and_keeps_the_answer() -> None:
@@ -231,7 +231,7 @@ def test_a_run_killed_in_training_resumes_to_the_same_end(tmp_path: Path) -> Non
         ours, theirs = ((d / file).read_bytes() for d in (directory, unbroken.dir))
         assert ours == theirs
     losses = [
-        [row["loss"] for row in ftkit.open_run(d).context.log_rows() if row["event"] == "step"]
+        [row["loss"] for row in ftkit.open_run(d).directory.log_rows() if row["event"] == "step"]
         for d in (directory, unbroken.dir)
     ]
     assert losses[0] == losses[1]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ftkit.measure import plan
-from ftkit.records import Example, Generation
-from ftkit.store import Journal, dump_json
+from ftkit.batches import plan
+from ftkit.files import Journal, dump_json
+from ftkit.records import Example, GenerationConfig
 
 from .chat import completion, example_of, generation_of, key_of, read_chat
 from .engine import Engine
@@ -37,7 +37,7 @@ class _Request:
     custom_id: str
     chat: Chat
     example: Example
-    generation: Generation
+    generation: GenerationConfig
 
 
 class _Invalid(Exception):

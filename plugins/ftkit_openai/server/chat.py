@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ftkit.records import Example, Generation, Prediction
+from ftkit.records import Example, GenerationConfig, Prediction
 
 from .errors import ApiError
 from .rows import read_message
@@ -33,7 +33,7 @@ _GREEDY = 0.01  # at temperatures below it sampling takes the likeliest token an
 _TOKENS = 256  # of an answer where a request does not say
 
 
-def generation_of(chat: Chat, most: int) -> Generation:
+def generation_of(chat: Chat, most: int) -> GenerationConfig:
     """Return the settings; like OpenAI's they default to temperature 1, and to a new seed for each request.
 
     Raises a 400 ApiError for more than `most` tokens: a model would go on for ever.
@@ -46,9 +46,9 @@ def generation_of(chat: Chat, most: int) -> Generation:
     temperature = 1.0 if chat.temperature is None else chat.temperature
     top_p = 1.0 if chat.top_p is None else chat.top_p
     if temperature < _GREEDY or top_p == 0:
-        return Generation(max_new_tokens=tokens)
+        return GenerationConfig(max_new_tokens=tokens)
     seed = secrets.randbelow(2**32) if chat.seed is None else chat.seed % 2**32
-    return Generation(tokens, temperature, top_p, seed, chat.n or 1)
+    return GenerationConfig(tokens, temperature, top_p, seed, chat.n or 1)
 
 
 def completion(chat: Chat, predictions: Sequence[Prediction]) -> Doc:
@@ -111,7 +111,7 @@ def _pieces(text: str) -> list[str]:
     return [word if i == 0 else f" {word}" for i, word in enumerate(words) if word or i]
 
 
-def key_of(chat: Chat, generation: Generation) -> str:
+def key_of(chat: Chat, generation: GenerationConfig) -> str:
     """Return what two lines of a batch must share to be answered together."""
     return hashlib.sha256(json.dumps([chat.model, generation.to_dict()]).encode()).hexdigest()
 

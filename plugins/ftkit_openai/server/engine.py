@@ -13,9 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from ftkit.api import Backend, Session
-from ftkit.records import Example, Generation, ModelRef, Prediction
-from ftkit.store import RunContext
+from ftkit.api import Backend, Run, Session
+from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from .errors import ApiError, model_not_found, stopping
 from .models import ServedModel, make_backend
@@ -57,12 +56,12 @@ class Engine:
         """Return how many prompts of a batch job are answered together."""
         return self._backend(name)[0].eval_batch_size
 
-    def ask(self, name: str, batch: Sequence[Example], generation: Generation) -> Future[list[Prediction]]:
+    def ask(self, name: str, batch: Sequence[Example], generation: GenerationConfig) -> Future[list[Prediction]]:
         """Return the answers to one batch, when they are there: `generation.samples` per example."""
         self.find(name)
         return self.pool.submit(self._answer, name, batch, generation)
 
-    def chat(self, name: str, example: Example, generation: Generation) -> Future[list[Prediction]]:
+    def chat(self, name: str, example: Example, generation: GenerationConfig) -> Future[list[Prediction]]:
         """Return the answer to one prompt that a client waits for. Raises a 503 ApiError when the server stops."""
         if self.refusing:
             raise stopping()
@@ -89,7 +88,7 @@ class Engine:
 
     # ---- in the thread
 
-    def _answer(self, name: str, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
+    def _answer(self, name: str, batch: Sequence[Example], generation: GenerationConfig) -> list[Prediction]:
         session = self._session(name)
         cut = session.stats().get("prompts_cut", 0)
         (predictions,) = session.generate([batch], generation)
@@ -113,16 +112,16 @@ class Engine:
         self.loaded.move_to_end(name)
         return self.loaded[name][1]
 
-    def _backend(self, name: str) -> tuple[Backend, ModelRef, RunContext]:
+    def _backend(self, name: str) -> tuple[Backend, ModelRef, Run]:
         entry, doc = self.find(name)
         if doc is not None:
-            run = RunContext.open(self.data / "jobs" / doc["_job"])
+            run = Run.open(self.data / "jobs" / doc["_job"])
             return run.recipe.backend.make(), ModelRef.from_dict(doc["_model"]), run
         assert entry is not None
         backend = make_backend(name, entry.backend)
         directory = self.data / "base"  # a backend gets a run directory; the base model leaves nothing in it
         directory.mkdir(exist_ok=True)
-        return backend, backend.base_model(), RunContext(directory)
+        return backend, backend.base_model(), Run(directory)
 
     def _unload(self, name: str) -> None:
         if name in self.loaded:

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ftkit.directory import Run, utc_now
 from ftkit.errors import FtkitError, InputError
-from ftkit.recipe import load_recipe
+from ftkit.files import digest, read_json, write_atomic, write_json
+from ftkit.recipe.load import load_recipe
 from ftkit.records import Example, RunRecord, Task
-from ftkit.store import RunContext, digest, read_json, utc_now, write_atomic, write_json
 
 from . import results
 from .files import Files
@@ -143,14 +144,14 @@ class Jobs:
             )
         self._child = (job["id"], child)
 
-    def _run_of(self, job: Doc) -> RunContext:
+    def _run_of(self, job: Doc) -> Run:
         """Return the job's run directory, made if need be."""
         directory = self.folder / job["id"]
         if (directory / "run.json").exists():
-            return RunContext.open(directory)
+            return Run.open(directory)
         splits = {name: tuple(rows) for name, rows in self._examples(job).items()}
         directory.mkdir(exist_ok=True)
-        run = RunContext(directory)
+        run = Run(directory)
         recipe = load_recipe(
             {
                 "name": job["id"],
@@ -165,7 +166,7 @@ class Jobs:
         write_atomic(run.path("recipe.yaml"), recipe.to_yaml())
         # Last: a directory with this file is whole.
         write_json(run.path("run.json"), RunRecord(job["id"], job["id"], "running", utc_now(), kind="job").to_dict())
-        return RunContext.open(directory)
+        return Run.open(directory)
 
     def _watch(self, job: Doc) -> None:
         """Tell of new steps; end the child where the job is no longer wanted, and the job where the child ended."""
@@ -179,7 +180,7 @@ class Jobs:
                 self.clear(job["id"])
             return
         ended = child.poll() is not None  # asked first: what it logged before it ended is read below
-        run = RunContext.open(self.folder / job["id"])
+        run = Run.open(self.folder / job["id"])
         self._tell(job, run)
         if not ended:
             return
@@ -191,7 +192,7 @@ class Jobs:
         else:
             self._fail(job["id"], "server_error", f"The training process ended with status {child.returncode}.")
 
-    def _tell(self, job: Doc, run: RunContext) -> None:
+    def _tell(self, job: Doc, run: Run) -> None:
         """Make an event of each step that is not yet told, also of those that a killed child logged."""
         path = run.path("train", "log.jsonl")
         if not path.exists():

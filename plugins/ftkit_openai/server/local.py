@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ftkit.errors import RunFailed
 
-_COMMAND = "from ftkit.cli import main; main()"
+_COMMAND = "from ftkit.cli.main import main; main()"
 _PATIENCE = 20.0  # seconds for an earlier server on this folder to let go of it
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from ftkit.api import Backend, Options
 from ftkit.errors import InputError
 from ftkit.plugins import installed_plugins
-from ftkit.yaml_source import nearest
+from ftkit.text import nearest
 
 _CHECKPOINTS = 3  # of the last epochs, the end included, as at OpenAI
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")

@@ -10,8 +10,9 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from ftkit.api import Run
+from ftkit.files import read_json
 from ftkit.records import ModelRef
-from ftkit.store import RunContext, read_json
 
 from .store import Doc, new_id, now
 
@@ -48,7 +49,7 @@ def result_csv(steps: list[dict[str, Any]]) -> bytes:
     return base64.b64encode(text.getvalue().encode())
 
 
-def finish(jobs: Jobs, job: Doc, run: RunContext) -> None:
+def finish(jobs: Jobs, job: Doc, run: Run) -> None:
     """Make the tuned model known, with its checkpoints and the result file, and end the job: all at once."""
     model = run.model()
     assert model is not None
@@ -99,7 +100,7 @@ def finish(jobs: Jobs, job: Doc, run: RunContext) -> None:
     jobs.clear(job["id"])
 
 
-def _snapshots(run: RunContext, model: ModelRef) -> list[tuple[int, ModelRef]]:
+def _snapshots(run: Run, model: ModelRef) -> list[tuple[int, ModelRef]]:
     """Return (step, model) of what training kept on its way, the last step left out."""
     kept = sorted(int(path.name) for path in run.path("train", "snapshots").glob("*") if path.name.isdecimal())
     last = max((row["step"] for row in run.log_rows() if row["event"] == "step"), default=0)

@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftkit.api import Backend
+from ftkit.api import Backend, Run
 from ftkit.errors import FtkitError, InputError
+from ftkit.files import write_json
 from ftkit.records import ModelRef
-from ftkit.store import RunContext, write_json
 
 _PATIENCE = 20.0  # seconds
 _MEASURED = 64  # validation rows whose loss is computed at the end
@@ -36,7 +36,7 @@ def end_with_parent() -> None:
 
 def train(directory: Path) -> None:
     """Write train/model.json in the run directory, and train/valid.json where there are validation rows."""
-    run = RunContext.open(directory)
+    run = Run.open(directory)
     with _exclusive(run):
         run.log_rows()  # cuts a line that a killed process left half-written
         backend: Backend = run.recipe.backend.make()
@@ -48,7 +48,7 @@ def train(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(run: RunContext) -> Iterator[None]:
+def _exclusive(run: Run) -> Iterator[None]:
     """Hold the run directory; the child of a server that was killed a moment ago may need a little to end."""
     deadline = time.monotonic() + _PATIENCE
     with contextlib.ExitStack() as held:
@@ -63,7 +63,7 @@ def _exclusive(run: RunContext) -> Iterator[None]:
         yield
 
 
-def _validation_loss(backend: Backend, model: ModelRef, run: RunContext) -> float | None:
+def _validation_loss(backend: Backend, model: ModelRef, run: Run) -> float | None:
     """Return the mean loss in nats per token, or None where there are no rows or the backend has none to give."""
     rows = run.task.validation[:_MEASURED]
     if not rows:

@@ -1,0 +1,5 @@
+"""`python -m ftkit`: the command line."""
+
+from .cli.main import main
+
+main()

@@ -1,0 +1,99 @@
+"""The data audit: what is worth knowing about the rows before anything is spent on them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..records import Example
+from ..text import counted, normalise
+
+_SHOWN = 100  # ids listed per finding; the counts are of all
+
+
+def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+    """Return what the splits hold, with inputs compared in NFC and with white space collapsed.
+
+    `splits`: per split its `rows`, the ids of `empty_inputs` and `empty_targets`, `repeats` (rows whose input
+    occurred before in the split), `copies` (rows whose target is their input) and `scripts` (share of letters per writing system, over the first 1,000 rows).
+    `leaks`: rows of validation and of test whose input also occurs in train. `test_in_validation`: rows of
+    test whose input also occurs in validation. An empty input is no leak.
+    """
+    inputs = {split: [normalise(e.input) for e in part] for split, part in splits.items()}
+    report: dict[str, Any] = {"splits": {}, "leaks": {}}
+    for split, part in splits.items():
+        report["splits"][split] = {
+            "rows": len(part),
+            "empty_inputs": [e.id for e, text in zip(part, inputs[split], strict=True) if not text],
+            "empty_targets": [e.id for e in part if not any(t.strip() for t in e.targets)],
+            "repeats": len(part) - len(set(inputs[split])),
+            "copies": sum(
+                bool(text) and text in map(normalise, e.targets) for e, text in zip(part, inputs[split], strict=True)
+            ),
+            "scripts": scripts(e.input for e in part[:1000]),
+        }
+    for held, source in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        if held in splits and source in splits:
+            known = set(inputs[source])
+            found = [e.id for e, text in zip(splits[held], inputs[held], strict=True) if text and text in known]
+            overlap = {"rows": len(found), "ids": found[:_SHOWN]}
+            if source == "train":
+                report["leaks"][held] = overlap
+            else:
+                report["test_in_validation"] = overlap
+    return report
+
+
+def without_leaked(splits: Mapping[str, Sequence[Example]]) -> tuple[Example, ...]:
+    """Return the training examples whose input is neither in validation nor in test."""
+    held = {normalise(e.input) for split in ("validation", "test") for e in splits.get(split, ())} - {""}
+    return tuple(e for e in splits["train"] if normalise(e.input) not in held)
+
+
+def audit_warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return the audit's findings that a reader must see, one sentence each."""
+    warnings = []
+    for split, facts in report["splits"].items():
+        for kind in ("input", "target"):
+            if empty := facts[f"empty_{kind}s"]:
+                ids = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+                warnings.append(f"{split}: {counted(len(empty), f'empty {kind}', f'empty {kind}s')} (id {ids})")
+        if facts["copies"] * 2 >= max(facts["rows"], 1):
+            warnings.append(
+                f"{split}: {facts['copies']} of {facts['rows']} rows have their input as the target; "
+                "`dataset.columns` says which columns are read"
+            )
+    for split, leak in report["leaks"].items():
+        if leak["rows"]:
+            warnings.append(
+                f"{split}: {counted(leak['rows'], 'row has', 'rows have')} an input that also occurs in train; "
+                "`dataset.drop_leaked: true` takes them out of train"
+            )
+    overlap = report.get("test_in_validation")
+    if overlap and overlap["rows"]:
+        warnings.append(
+            f"test: {counted(overlap['rows'], 'row has', 'rows have')} an input that also occurs in validation"
+        )
+    return warnings
+
+
+def audit_notes(report: Mapping[str, Any]) -> list[str]:
+    """Return what may be meant, and is good to know: a row that repeats another counts once more."""
+    return [
+        f"{split}: {counted(facts['repeats'], 'row has', 'rows have')} the input of an earlier row, of {facts['rows']:,}"
+        for split, facts in report["splits"].items()
+        if facts["repeats"]
+    ]
+
+
+def scripts(texts: Iterable[str]) -> dict[str, float]:
+    """Return the share of each writing system among the letters of `texts`, largest first."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for char, n in Counter(text[:2000]).items():
+            if char.isalpha():
+                counts["LATIN" if char.isascii() else unicodedata.name(char, "UNKNOWN").split()[0].split("-")[0]] += n
+    total = sum(counts.values())
+    return {name.title(): round(n / total, 4) for name, n in counts.most_common() if n / total >= 0.0005}

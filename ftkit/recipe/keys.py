@@ -1,0 +1,198 @@
+"""The keys of a recipe that the core owns, as models: what may stand there, its default, and its meaning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from ..api import Options
+from ..records import GenerationConfig
+from ..text import nearest
+
+LOADER = "loader:"  # `path: loader:NAME` names a plugin
+
+
+def _amount(value: str | int | float) -> str | int | float:
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError("a share of the rows lies between 0 and 1; a count is a whole number; or write `all`")
+    if isinstance(value, int) and value < 0:
+        raise ValueError("a count of rows cannot be negative")
+    return value
+
+
+Amount = Annotated[Literal["all"] | int | float, AfterValidator(_amount)]
+
+
+class Splits(Options):
+    """How many rows each split gets: `all`, a count, or a share. `dict(splits)` maps split to amount."""
+
+    train: Amount = Field("all", description="training rows: all, a count, or a share such as 0.8")
+    validation: Amount = Field("all", description="rows that choose the best checkpoint: all, a count, or a share")
+    test: Amount = Field("all", description="rows that are measured: all, a count, or a share")
+    renamed: ClassVar[Mapping[str, str]] = {"val": "validation", "valid": "validation", "dev": "validation"}
+
+
+class Columns(Options):
+    """Which columns of a row are read. With `messages`, `input` may be absent; `targets` replaces `target`."""
+
+    input: str | None = Field(
+        None, description="column of the input text (default `input`, unless `messages` is given)"
+    )
+    target: str | None = Field(
+        None, description="column of the right answer (default `target`, unless `targets` or `messages` is given)"
+    )
+    targets: str | None = Field(None, description="column that holds a list of right answers")
+    messages: str | None = Field(None, description="column that holds a whole chat as a list of {role, content}")
+    id: str | None = Field(None, description="column of a row's id (default: made from the row)")
+    meta: list[str] = Field([], description="columns kept with each example, for the report and for evaluators")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "output": "target",
+        "label": "target",
+        "reference": "target",
+        "prompt": "input",
+        "text": "input",
+        "conversations": "messages",
+    }
+
+    @model_validator(mode="after")
+    def _defaults(self) -> Columns:
+        if self.target is not None and self.targets is not None:
+            raise ValueError("write `target` or `targets`, not both")
+        found: dict[str, str] = {}
+        if self.input is None and self.messages is None:
+            found["input"] = "input"
+        if self.target is None and self.targets is None and self.messages is None:
+            found["target"] = "target"
+        read = {**dict(self), **found}
+        if read["messages"] is None:
+            for key in ("target", "targets"):
+                if read[key] is not None and read[key] == read["input"]:
+                    raise ValueError(f"`input` and `{key}` are both {read[key]!r}: every prompt would hold its answer")
+        return self.model_copy(update=found) if found else self
+
+
+def _path(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("a path cannot be empty or contain NUL")
+    if "://" in value:
+        raise ValueError("a URL is not read: download the file and name it, or name a data set of the hub by its id")
+    return value
+
+
+class DatasetKeys(Options):
+    """Where the rows come from. The options of a `loader:NAME` stand beside these keys."""
+
+    path: Annotated[str, AfterValidator(_path)] = Field(
+        description="hub id, folder of splits, .jsonl/.json/.csv/.parquet file, or loader:NAME"
+    )
+    name: str | None = Field(None, description="configuration of a hub dataset, such as `main`")
+    revision: str | None = Field(None, description="revision of a hub dataset; pin it to get the same rows for ever")
+    columns: Columns = Field(default_factory=partial(Columns.model_validate, {}), description="which columns are read")
+    splits: Splits = Field(
+        default_factory=partial(Splits.model_validate, {}), description="how many rows each split gets"
+    )
+    drop_leaked: bool = Field(False, description="remove training rows whose input is also in validation or test")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "name_or_path": "path",
+        "dataset": "path",
+        "data_files": "path",
+        "subset": "name",
+        "config": "name",
+        "split": "splits",
+    }
+
+
+class DatasetConfig(DatasetKeys):
+    """The `dataset` section as it was checked, with the loader that `path: loader:NAME` names."""
+
+    loader: Any = Field(None, exclude=True)  # PluginRef or None
+
+
+_PLACEHOLDERS = ("instruction", "input")
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*)\}")
+
+
+def _template(template: str | None) -> str | None:
+    tokens = [m.group(1) or m.group() for m in _PLACEHOLDER.finditer(template or "{input}")]
+    for token in tokens:
+        if token not in (*_PLACEHOLDERS, "{{", "}}"):
+            near = nearest(token, _PLACEHOLDERS)
+            hint = f"did you mean {{{near}}}?" if near else "there are {instruction} and {input}"
+            raise ValueError(f"there is no {{{token}}}; {hint} ({{{{{token}}}}} writes it as text)")
+    if tokens.count("{{") != tokens.count("}}"):
+        raise ValueError("{{ and }} stand for single braces, and here they do not pair up")
+    if "input" not in tokens:
+        raise ValueError("it has no {input}: every prompt would be the same")
+    return template
+
+
+class Prompt(Options):
+    """The text put around each input. Lines that end `instruction` and `system` lose their last line break."""
+
+    instruction: str = Field("", description="what is asked of the model, the same for every row")
+    system: str | None = Field(None, description="system message, for models that have one")
+    template: Annotated[str | None, AfterValidator(_template)] = Field(
+        None,
+        description="text with {instruction} and {input}; {{ and }} stand for braces "
+        "(default: both with an empty line between, or {input} alone where there is no instruction)",
+    )
+    renamed: ClassVar[Mapping[str, str]] = {"system_prompt": "system", "prompt_template": "template"}
+
+    @model_validator(mode="after")
+    def _checked(self) -> Prompt:
+        instruction = self.instruction.rstrip("\n")  # a YAML block ends with a line break that nobody means
+        default = "{instruction}\n\n{input}" if instruction else "{input}"
+        template = default if self.template is None else self.template
+        if instruction and "instruction" not in _PLACEHOLDER.findall(template):
+            raise ValueError("the template has no {instruction}: the instruction would be lost")
+        system = None if self.system is None else self.system.rstrip("\n")
+        found = {"instruction": instruction, "system": system, "template": template}
+        return self if found == dict(self) else self.model_copy(update=found)
+
+    def render(self, input: str) -> str:
+        """Return the user's message for one input; braces inside the data are never interpreted."""
+        values = {"{{": "{", "}}": "}", "{instruction}": self.instruction, "{input}": input}
+        return _PLACEHOLDER.sub(lambda match: values[match.group()], self.template or "{input}")
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]{0,79}", value):
+        raise ValueError("a name is up to 80 letters, digits and . _ + - (it becomes part of a folder's name)")
+    return value
+
+
+class RecipeKeys(Options):
+    """A recipe's top level; what plugins own is checked against their own models."""
+
+    name: Annotated[str, AfterValidator(_name)] = Field(description="what the run is called")
+    note: str | None = Field(None, description="a sentence that the report shows, such as what the numbers stand for")
+    seed: int = Field(42, ge=0, lt=2**32, description="seed of the training; never changes which rows are measured")
+    dataset: DatasetKeys = Field(description="where the rows come from")
+    prompt: Prompt = Field(
+        default_factory=partial(Prompt.model_validate, {}), description="the text put around each input"
+    )
+    backend: Any = Field(description="what answers and learns: {plugin: NAME, its options}")
+    generation: GenerationConfig = Field(
+        default_factory=partial(GenerationConfig.model_validate, {}), description="how text is generated"
+    )
+    evaluator: Any = Field(description="what scores the answers: NAME, {plugin: NAME, its options}, or a list of them")
+    controls: Any = Field(None, description="further backends whose base model is measured on the same rows")
+    tracking: Any = Field(None, description="trackers that watch the run")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "evaluators": "evaluator",
+        "metrics": "evaluator",
+        "metric": "evaluator",
+        "data": "dataset",
+        "datasets": "dataset",
+        "trackers": "tracking",
+        "report_to": "tracking",
+        "model": "backend.base_model",
+        "base_model": "backend.base_model",
+        "random_seed": "seed",
+        "defaults": "extends",
+        "inherits": "extends",
+    }

@@ -1,0 +1,174 @@
+"""lock.json: what a run was made with (packages, plugins, hardware, git, environment; nothing secret), and what has changed since."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from ..api import Backend
+from ..directory import RunDirectory
+from ..errors import FtkitError, InputError
+from ..files import dump_json, read_json
+from ..plugins import installed_plugins
+from ..records import RunRecord
+
+# Variables that can change a result; their values are recorded.
+_ENVIRONMENT = re.compile(
+    r"^(CUDA_VISIBLE_DEVICES|CUBLAS_WORKSPACE_CONFIG|PYTHONHASHSEED|OMP_NUM_THREADS|MKL_NUM_THREADS|"
+    r"TOKENIZERS_PARALLELISM|[A-Z]+_(HUB_|DATASETS_)?OFFLINE|WORLD_SIZE)$"
+)
+
+
+def lock(recipe_path: Path | None) -> dict[str, Any]:
+    """Return the part of lock.json that speaks of this machine and environment."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": packages(),
+        "plugins": _plugins(),
+        "hardware": hardware(),
+        "git": git(recipe_path.parent if recipe_path else Path.cwd()),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if _ENVIRONMENT.match(k)},
+    }
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Return every installed distribution and its version."""
+    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _plugins() -> list[dict[str, str]]:
+    return [
+        {"entry": s.entry, "module": s.module, "distribution": s.distribution, "version": s.version}
+        for s in installed_plugins().sources
+        if not s.error
+    ]
+
+
+def hardware() -> dict[str, Any]:
+    """Return cpu model, cores, memory (bytes) and GPUs (name, memory, driver), as far as they can be read."""
+    cpu = platform.processor() or platform.machine()
+    memory = None
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        cpu = match.group(1) if match else cpu
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        pass
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory": memory, "gpus": gpus()}
+
+
+@functools.cache
+def gpus() -> tuple[str, ...]:
+    """Return one line per NVIDIA GPU: name, memory, driver version."""
+    out = _run(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
+    return tuple(line.strip() for line in out.splitlines() if line.strip()) if out else ()
+
+
+def git(folder: Path) -> dict[str, Any] | None:
+    """Return the commit and a hash of uncommitted changes of the repository around `folder`, or None."""
+    commit = _run(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    if not commit:
+        return None
+    diff = _run(["git", "-C", str(folder), "diff", "HEAD"]) or ""
+    return {"commit": commit.strip(), "dirty": hashlib.sha256(diff.encode()).hexdigest() if diff else None}
+
+
+def _run(command: list[str]) -> str | None:
+    if not shutil.which(command[0]):
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+# ---------------------------------------------------------------- may it be resumed here, and what changed
+
+_NAMED = 8  # changes that the warning names one by one
+
+
+def is_done(record: RunRecord) -> bool:
+    """Return whether all of a run is done. (Its report is written last, and speaks of the run as done.)"""
+    return record.status == "done" and all(stage.status == "done" for stage in record.stages)
+
+
+def check_resumable(run: RunDirectory) -> None:
+    """Raise InputError where a run cannot, or must not, be resumed."""
+    record = run.record()
+    if record.kind != "run" or not run.path("recipe.yaml").exists():
+        raise InputError(f"{run.dir} cannot be resumed: it holds no recipe", "run the recipe again")
+    _refuse_links(run.dir)
+    theirs, ours = read_lock(run).get("packages", {}).get("ftkit"), packages().get("ftkit", "0")
+    with contextlib.suppress(InvalidVersion, TypeError):
+        if theirs and Version(theirs) > Version(ours):
+            raise InputError(
+                f"{run.dir} was made by ftkit {theirs}, and this is ftkit {ours}", f"pip install 'ftkit>={theirs}'"
+            )
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse a link that leads out of the run directory: what is read, and what is written, is the run's own."""
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                raise InputError(
+                    f"{path} is a link to {path.resolve()}, and a run is only resumed from files of its own directory",
+                    "put the files in its place, or run the recipe again",
+                )
+
+
+def what_changed(run: RunDirectory, backend: Backend) -> str | None:
+    """Return one sentence on what is no longer as lock.json says, or None: packages, Python, recipe, device, weights."""
+    lock = read_lock(run)
+    if not lock:
+        return None
+    before, now = _facts(lock), _facts({"packages": packages(), "python": sys.version.split()[0]})
+    recipe = run.path("recipe.yaml").read_bytes()
+    with contextlib.suppress(FtkitError):  # what it cannot tell will be said when the model is loaded
+        now |= _flat(backend.identity(backend.base_model(), run))
+        before |= _flat(lock.get("model", {}))
+    changes = [
+        f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}"
+        for name in sorted(before.keys() | now.keys(), key=str.lower)
+        if before.get(name) != now.get(name)
+    ]
+    if lock.get("recipe") and lock["recipe"] != hashlib.sha256(recipe).hexdigest():
+        changes.insert(0, "recipe.yaml was edited")
+    if not changes:
+        return None
+    more = f" and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
+    named = ", ".join(changes[:_NAMED])
+    return f"changed since this run began, so that its stages may not be comparable: {named}{more}"
+
+
+def _facts(lock: dict[str, Any]) -> dict[str, str]:
+    return {**{str(k): str(v) for k, v in lock.get("packages", {}).items()}, "python": str(lock.get("python"))}
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, str]:
+    """Return a backend's identity one level deep; versions of packages are already compared by their names."""
+    plain = json.loads(dump_json(identity))  # as it is read back from lock.json
+    return {f"model {k}": str(v)[:60] for k, v in plain.items() if k not in ("versions", "version")}
+
+
+def read_lock(run: RunDirectory) -> dict[str, Any]:
+    path = run.path("lock.json")
+    lock: dict[str, Any] = read_json(path) if path.exists() else {}
+    return lock
