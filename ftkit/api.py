@@ -48,7 +48,7 @@ class State(Mapping[str, Any]):
 
 
 class Run(ABC):
-    """A prepared run directory, opened: where a plugin puts its files, and what it is told about the run.
+    """A prepared run directory, opened: where a plugin puts its files, and what it knows about the run.
 
     The same object is there in a new run, a resumed one, a worker process and a job of a server. A path in it is
     the run's own: `path` refuses what would leave the directory.

@@ -43,7 +43,7 @@ class Console:
             print(visible(text), file=self._stream, flush=True)
 
     def confirm(self, question: str) -> bool:
-        """Ask the user for a yes; False where nobody is there to answer."""
+        """Ask the user for a yes; False where no person is at a terminal."""
         if self.silent or not (self.terminal and sys.stdin.isatty()):
             return False
         with self._lock:
@@ -116,7 +116,7 @@ class Console:
             for fd, copy in kept:
                 os.dup2(copy, fd)
                 os.close(copy)
-            with self._lock, contextlib.suppress(OSError):  # nobody reads what is printed
+            with self._lock, contextlib.suppress(OSError):  # the terminal was closed
                 self._end_line()
                 if self._stream is not saved_stream:
                     self._stream.close()

@@ -127,7 +127,7 @@ class RunDirectory(MeasuredRun):
             yield
 
     def is_held(self) -> bool:
-        """Return whether a process, this one included, holds the directory for writing; True where nobody can tell."""
+        """Return whether a process, this one included, holds the directory for writing; True where that cannot be known."""
         try:
             with open(self.dir / ".lock") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -142,7 +142,7 @@ class RunDirectory(MeasuredRun):
         record = self.record()
         if record.kind != "run" or record.status != "running" or self.is_held():
             return record.status
-        status = self.record().status  # again: it may have ended before it was asked who holds it
+        status = self.record().status  # again: it may have ended since
         return "killed" if status == "running" else status
 
     # ---- places

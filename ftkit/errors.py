@@ -8,7 +8,7 @@ from typing import Any
 
 
 class FtkitError(Exception):
-    """Base: `str(error)` is the whole message, `hint` the way out, `exit_status` what the shell sees."""
+    """Base: `str(error)` is the whole message, `hint` the fix, `exit_status` what the shell sees."""
 
     exit_status = 1
 
@@ -28,7 +28,7 @@ class InputError(FtkitError):
 
 
 class RunFailed(FtkitError):
-    """A run began and could not go on (exit status 1)."""
+    """A run began and could not continue (exit status 1)."""
 
 
 class Interrupted(FtkitError):
@@ -52,7 +52,7 @@ class Problem:
     def __str__(self) -> str:
         place = ":".join(str(p) for p in (self.file, self.line, self.column) if p is not None)
         if self.file == "--set" and self.key and f"`{self.key}`" not in self.message:
-            place = f"{place} {self.key}"  # no line tells which of several is meant
+            place = f"{place} {self.key}"  # no line says which of several is meant
         text = f"{place}: {self.message}" if place else self.message
         return text if not self.hint else f"{text}\n  {self.hint}"
 

@@ -72,7 +72,7 @@ def _reader(hint: Any) -> Reader:
     return None
 
 
-# ---------------------------------------------------------------- data and what is asked of a model
+# ---------------------------------------------------------------- data and requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +91,12 @@ class Example(Record):
     messages: tuple[Message, ...]
     targets: tuple[str, ...]
     input: str = ""  # the text of the input column, before the prompt was put around it
-    meta: dict[str, Any] = dataclasses.field(default_factory=dict)  # columns asked for by `dataset.columns.meta`
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)  # the columns that `dataset.columns.meta` names
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(Record):
-    """What is learned and measured: three splits of examples, and hashes that name them.
+    """What is trained on and measured: three splits of examples, and hashes that name them.
 
     `fingerprints` maps a split to the hash of its rows (ids, inputs, targets, in order);
     `prompt_hash` is the hash of the prompt's instruction, system text and template.
@@ -107,7 +107,7 @@ class Task(Record):
     fingerprints: dict[str, str]
     prompt_hash: str
     source: dict[str, Any] = dataclasses.field(default_factory=dict)  # path, revision, how splits were cut
-    generation: GenerationConfig | None = None  # how the test rows are asked; None where no recipe says so
+    generation: GenerationConfig | None = None  # how the test rows are answered; None where no recipe says so
 
     @property
     def train(self) -> tuple[Example, ...]:
@@ -344,7 +344,7 @@ class System(Record):
     """One row of the report's table: a model as measured, with what it cost.
 
     `seconds` is measuring, `train_seconds` training; `usd` is both together, `measure_usd` and `train_usd` each;
-    `n_predictions` counts the answers that were asked for. `role` is baseline, tuned, control, external,
+    `n_predictions` counts the requested answers. `role` is baseline, tuned, control, external,
     further (a backend's own measurement, like for like) or extra (one that is not compared); `settings` is what must agree before two systems may be compared; `info` holds what the
     backend says of the model (`hosted_by`, `shutdown_date`, `usd_per_hour`: what its machine costs).
     """

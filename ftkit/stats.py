@@ -80,7 +80,7 @@ def mean_metrics(
     percentile bootstrap over examples (Efron & Tibshirani 1993, ch. 13), or Wilson's for the names in
     `proportions` as long as each example's value is 0 or 1; None with fewer than two examples. An example
     is unscored for a metric if no sample has `values`, or if a value is not finite; one whose `values`
-    merely lack the name was not asked and is not counted. A name without any value gives no Metric.
+    merely lack the name has no such metric and is not counted. A name without any value gives no Metric.
     """
     units, higher_is_better = units or {}, higher_is_better or {}
     names = list(dict.fromkeys(name for score in scores for name in score.values or ()))
@@ -91,8 +91,8 @@ def mean_metrics(
     unscored: dict[str, int] = {}
     for name in names:
         means = example_means(scores, name)
-        asked = {score.example_id for score in scores if score.values is not None and name in score.values}
-        unscored[name] = len(failed) + len(asked - means.keys())
+        with_name = {score.example_id for score in scores if score.values is not None and name in score.values}
+        unscored[name] = len(failed) + len(with_name - means.keys())
         if means:
             ids = tuple(sorted(means))
             blocks.setdefault(ids, []).append((name, np.array([means[i] for i in ids])))

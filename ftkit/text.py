@@ -35,7 +35,7 @@ def visible(text: str) -> str:
 def printable(text: str) -> str:
     """Return text for a message about a key or a file: like `visible`, and no other character is invisible either.
 
-    In running text a joiner such as U+200D has its use; in a key that nobody can read it has none.
+    In running text a joiner such as U+200D has its use; in a key it would only hide a mistake.
     """
     return "".join(c if c.isprintable() or c == "\n" else _symbol(c) for c in visible(text))
 

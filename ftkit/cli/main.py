@@ -37,6 +37,9 @@ class _Commands(click.Group):
         return command
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        if args[0] in self.commands and args[0] in _plugin_commands():
+            (text,) = (text for text in _conflicts([args[0]]) if f"{args[0]!r}" in text)
+            click.echo(f"warning: {text}; ftkit's own is used", err=True)
         try:
             return super().resolve_command(context, args)
         except click.UsageError as error:

@@ -30,7 +30,7 @@ def show_error(error: FtkitError, as_json: bool) -> None:
         if as_json:
             print_json({"ok": False, "errors": [p.to_dict() for p in problems_in(error)]})
         click.echo(visible(f"{lead}{error}"), err=True)
-    except OSError:  # the terminal was closed, nobody reads: what counts is the exit status
+    except OSError:  # the terminal was closed: what counts is the exit status
         for fd in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 

@@ -133,7 +133,7 @@ def _template(template: str | None) -> str | None:
 class Prompt(Options):
     """The text put around each input. Lines that end `instruction` and `system` lose their last line break."""
 
-    instruction: str = Field("", description="what is asked of the model, the same for every row")
+    instruction: str = Field("", description="the task in words, the same for every row")
     system: str | None = Field(None, description="system message, for models that have one")
     template: Annotated[str | None, AfterValidator(_template)] = Field(
         None,
@@ -144,7 +144,7 @@ class Prompt(Options):
 
     @model_validator(mode="after")
     def _checked(self) -> Prompt:
-        instruction = self.instruction.rstrip("\n")  # a YAML block ends with a line break that nobody means
+        instruction = self.instruction.rstrip("\n")  # a YAML block ends with a line break that is not meant
         default = "{instruction}\n\n{input}" if instruction else "{input}"
         template = default if self.template is None else self.template
         if instruction and "instruction" not in _PLACEHOLDER.findall(template):

@@ -43,7 +43,7 @@ def _options(entry: PluginEntry, defs: dict[str, Any]) -> dict[str, Any]:
     prefix = f"{entry.kind}-{entry.name}"
     try:
         schema = entry.cls.Options.model_json_schema(ref_template=f"{DEFS}{prefix}-{{model}}")
-    except Exception:  # a stranger's field that has no JSON Schema: the rest of the recipe keeps its own
+    except Exception:  # a third-party field that has no JSON Schema: the rest of the recipe keeps its own
         return {"type": "object", "properties": {}}
     defs |= {f"{prefix}-{name}": part for name, part in schema.pop("$defs", {}).items()}
     return schema

@@ -96,7 +96,7 @@ def _place_of(error: Any, node: Node) -> KeyPath:
 def _translate(
     model: type[BaseModel], node: Node, path: KeyPath, place: KeyPath, errors: list[Any], also: Iterable[str]
 ) -> Iterator[Problem]:
-    """Yield what pydantic's errors about one key mean, in the words of a recipe."""
+    """Yield what pydantic's errors about one key mean, in a recipe's terms."""
     where, key = node.at(place), (*path, *place)
     if where.refused:
         return

@@ -274,7 +274,7 @@ def _text(text: str, place: Node, problems: list[Problem]) -> str:
     return text
 
 
-_BESIDE = {  # what the parser finds where a section should go on or end -> message and hint
+_BESIDE = {  # what the parser finds where a section should continue or end -> message and hint
     "-": ("a list item stands among keys", "a list stands under a key of its own"),
     "?": ("a key stands among list items", "indent it like the list's key, or like the item's text"),
     "<block mapping start>": ("this line is indented unlike those above it", "keys of one section start in one column"),

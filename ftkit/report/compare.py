@@ -24,7 +24,7 @@ def primary_of(measured: Sequence[Measured]) -> str | None:
 def _comparisons(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
     """Say which systems are compared: base and controls to tuned within a run, then tuned to tuned, base to base.
 
-    A further measurement that a backend asked for (a checkpoint, say) is compared with its run's base.
+    A further measurement that a backend defines (a checkpoint, say) is compared with its run's base.
     """
     pairs = []
     finals = [m for m in measured if m.system.role in _FINAL]
@@ -42,13 +42,15 @@ def _comparisons(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]
 
 def deltas_of(measured: Sequence[Measured], primary: str | None, warnings: list[str]) -> list[Delta]:
     """Return the paired differences in every metric that two compared systems share; a verdict on the primary one."""
-    asked = [(a, b, name) for a, b in _comparisons(measured) for name in b.system.metrics if name in a.system.metrics]
-    found = paired_deltas([(a.means(name), b.means(name)) for a, b, name in asked])
+    compared = [
+        (a, b, name) for a, b in _comparisons(measured) for name in b.system.metrics if name in a.system.metrics
+    ]
+    found = paired_deltas([(a.means(name), b.means(name)) for a, b, name in compared])
     deltas = [
         Delta(
             a.system.name, b.system.name, name, f.delta, f.low, f.high, f.p_value, f.n, unit=b.system.metrics[name].unit
         )
-        for (a, b, name), f in zip(asked, found, strict=True)
+        for (a, b, name), f in zip(compared, found, strict=True)
         if f.delta is not None
     ]
     tested = [d for d in deltas if d.metric == primary and d.p_value is not None]

@@ -37,7 +37,7 @@ class Measured:
 
     @functools.cached_property
     def examples(self) -> list[Example]:
-        """The rows that were measured; read when they are asked for, as most measurements share theirs."""
+        """The rows that were measured; read on demand, as most measurements share theirs."""
         own = self.run.path(self.system.stage, "examples.jsonl")
         path = own if own.exists() else self.run.path("data", f"{self.system.settings['split']}.jsonl")
         return [Example.from_dict(row) for row in read_jsonl(path)]
@@ -152,7 +152,9 @@ def unique(measured: list[Measured], notes: list[str]) -> list[Measured]:
         if not path.exists() or m.system.role not in ("baseline", "control"):
             kept.append(m)
             continue
-        first = seen.setdefault(digest([read_json(path), m.system.settings]), m)  # asked alike, and scored alike
+        first = seen.setdefault(
+            digest([read_json(path), m.system.settings]), m
+        )  # the same requests, scored the same way
         if first is m:
             kept.append(m)
         else:
@@ -165,7 +167,7 @@ def unique(measured: list[Measured], notes: list[str]) -> list[Measured]:
 
 
 def check_comparable(measured: Sequence[Measured], anyway: bool, warnings: list[str], notes: list[str]) -> None:
-    """Refuse systems that were not asked the same; a setting that nobody knows is noted, not compared."""
+    """Refuse systems that were not measured alike; a setting that is not known is noted, not compared."""
     if not measured:
         return
     differing: dict[str, list[str]] = {}

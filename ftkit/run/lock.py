@@ -141,7 +141,7 @@ def what_changed(run: RunDirectory, backend: Backend) -> str | None:
         return None
     before, now = _facts(lock), _facts({"packages": packages(), "python": sys.version.split()[0]})
     recipe = run.path("recipe.yaml").read_bytes()
-    with contextlib.suppress(FtkitError):  # what it cannot tell will be said when the model is loaded
+    with contextlib.suppress(FtkitError):  # what it does not know is reported when the model is loaded
         now |= _flat(backend.identity(backend.base_model(), run))
         before |= _flat(lock.get("model", {}))
     changes = [

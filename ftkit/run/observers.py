@@ -22,7 +22,7 @@ from ..text import one_line
 
 _QUEUE_SIZE = 1000  # events; an observer that far behind is dropped
 
-# method of a Tracker -> the hook that tells plugin modules the same
+# method of a Tracker -> the hook that notifies plugin modules of the same
 HOOKS = {
     "started": "ftkit_run_started",
     "logged": "ftkit_metrics_logged",

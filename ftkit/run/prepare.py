@@ -115,7 +115,7 @@ def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], errors: Se
         return _token_findings(report["tokens"], backend.length_limit)
     except FtkitError as error:
         why, finding = error.message, Finding("error", error.message, error.hint, "backend")
-    except Exception as error:  # a stranger's plugin
+    except Exception as error:  # a third-party plugin
         why = f"{ref.kind} {ref.name!r}: render() raised {type(error).__name__}: {error}"
         finding = Finding("error", why, key="backend.plugin")
     report["tokens"] = {"not_checked": why}
@@ -234,7 +234,7 @@ def confirm_price(estimates: Sequence[dict[str, Any]], console: Console, yes: bo
     if not amounts or yes or console.confirm(f"Spend {' and '.join(amounts)}?"):
         return
     raise InputError(
-        f"not started: it would cost {' and '.join(amounts)}, and nobody confirmed that; nothing was spent",
+        f"not started: it would cost {' and '.join(amounts)}, and that was not confirmed; nothing was spent",
         "confirm with --yes (in Python: yes=True)",
     )
 
@@ -258,7 +258,7 @@ def prepare(
 
     `reuse` allows copying the baseline's predictions from another run in `out` that has the same key; `yes` spends
     the estimated price without asking; `where` names the launcher that is to execute the runs. Raises RecipeError
-    with the mistakes of all recipes, InputError where nobody confirmed the price.
+    with the mistakes of all recipes, InputError where the price was not confirmed.
     """
     with StopSignals(), tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "debug.log")

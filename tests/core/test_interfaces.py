@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ from ftkit.console import Console
 from ftkit.directory import RunDirectory
 from ftkit.errors import InputError, RecipeError, RunFailed
 from ftkit.files import read_json
-from ftkit.plugins import Plugins, PluginSource
+from ftkit.plugins import Plugins, PluginSource, installed_plugins
 from ftkit.records import GenerationConfig, Measurement, ModelRef
 from ftkit.run import observers
 
@@ -79,6 +80,22 @@ def plugins_with(**names: Any) -> Plugins:
     return plugins
 
 
+@contextlib.contextmanager
+def plugin_module(**names: Any) -> Iterator[None]:
+    """Install a plugin module in this process."""
+    module = types.ModuleType("acme_module")
+    module.__dict__.update(names)
+    plugins = installed_plugins()
+    sources = list(plugins.sources)
+    plugins.register(module, PluginSource("acme", "acme_module", "ftkit-acme", "1.0"))
+    assert not [s for s in plugins.failures if s.entry == "acme"]
+    try:
+        yield
+    finally:
+        plugins.manager.unregister(module)
+        plugins.sources = sources
+
+
 @pytest.mark.parametrize(
     ("method", "meant"),
     [("stage_finish", "stage_finished"), ("on_started", "started"), ("ftkit_run_failed", "failed"), ("flush", None)],
@@ -91,22 +108,39 @@ def test_a_misspelt_method_of_a_tracker_is_an_error(method: str, meant: str | No
     assert (f"did you mean {meant!r}" if meant else "a tracker has: started, logged") in (failed.error or "")
 
 
-def test_only_decorated_hooks_of_a_module_are_called() -> None:
-    called: list[str] = []
+# What each notifying hook is given, as a module implements it that takes all of it.
+NOTIFYING = {
+    "ftkit_run_started": lambda run, record: (run, record),
+    "ftkit_metrics_logged": lambda run, event: (run, event),
+    "ftkit_stage_finished": lambda run, stage: (run, stage),
+    "ftkit_run_failed": lambda run, record: (run, record),
+    "ftkit_run_finished": lambda run, record, report: (run, record, report),
+}
 
-    @ftkit.hookimpl
-    def ftkit_run_started(run: Any) -> None:
-        called.append("decorated")
 
-    def ftkit_run_finished(run: Any) -> None:
-        called.append("plain")
-
-    plugins = plugins_with(ftkit_run_started=ftkit_run_started, ftkit_run_finished=ftkit_run_finished)
-    watching = observers.Observers(plugins, [], called.append)
-    for method in observers.HOOKS:
-        watching.notify(method, run=None, record=None, event={}, stage=None, report=None)
-    watching.close()
-    assert called == ["decorated"]
+@pytest.mark.parametrize("hook", NOTIFYING)
+@pytest.mark.parametrize("decorated", [True, False])
+def test_only_decorated_hooks_of_a_module_are_called(
+    recipe: Make, fakes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str, decorated: bool
+) -> None:
+    called: list[Any] = []
+    names = NOTIFYING[hook].__code__.co_varnames
+    scope: dict[str, Any] = {"called": called}
+    exec(f"def {hook}({', '.join(names)}): called.append(({', '.join(names)}))", scope)
+    function = ftkit.hookimpl(scope[hook]) if decorated else scope[hook]
+    fail = hook == "ftkit_run_failed"
+    if fail:
+        monkeypatch.setenv("FAKES", "train=crash")
+    with plugin_module(**{hook: function}), contextlib.suppress(RunFailed):
+        ftkit.run(recipe(), out=tmp_path, console=QUIET)
+    assert bool(called) is decorated
+    if decorated:
+        last = dict(zip(names, called[-1], strict=True))
+        assert isinstance(last["run"], ftkit.Run)
+        assert last.get("record") is None or last["record"].status in ("running", "failed" if fail else "done")
+        assert last.get("event") is None or last["event"]["event"] == "end"
+        assert last.get("stage") is None or last["stage"].name == "report"
+        assert last.get("report") is None or last["report"].verdict == "tuned is better than baseline"
 
 
 def test_a_tracker_has_its_own_patience(recipe: Make, fakes: ModuleType, tmp_path: Path) -> None:

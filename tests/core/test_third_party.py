@@ -1,4 +1,4 @@
-"""The stranger's door: a package from outside is installed into a fresh environment, found, run and removed.
+"""A third-party package is installed into a fresh environment, found, run and removed.
 
 One environment serves all tests; it holds ftkit with its core dependencies only, from a copy of this repository.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,7 @@ class Environment:
 
 @pytest.fixture(scope="session")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Return an environment with ftkit and ftkit-acme, as pip installs them for a stranger."""
+    """Return an environment with ftkit and ftkit-acme, as pip installs them for a user."""
     folder = tmp_path_factory.mktemp("stranger")
     environment = Environment(folder / "venv", folder / "work")
     environment.work.mkdir()
@@ -89,7 +90,7 @@ def test_it_is_listed_with_its_distribution(core: Environment) -> None:
     for name, kind in (("word-overlap", "evaluator"), ("acme-first-sentences", "backend")):
         found = plugins[name]
         assert (found["kind"], found["distribution"], found["version"]) == (kind, "ftkit-acme", "1.2.3")
-    assert plugins["first-sentences"]["distribution"] == "ftkit"  # ours come in by the same door
+    assert plugins["first-sentences"]["distribution"] == "ftkit"  # ours are loaded the same way
     assert "ftkit-acme 1.2.3" in core.ftkit("plugins").stdout
 
 
@@ -187,7 +188,7 @@ BROKEN = {
 
 
 @contextlib.contextmanager
-def installed(environment: Environment, name: str, code: str) -> Iterator[None]:
+def installed(environment: Environment, name: str, code: str, commands: tuple[str, ...] = ()) -> Iterator[None]:
     """Install a module as pip would: its file and the metadata by which it is found."""
     module = environment.packages / f"{name.replace('-', '_')}.py"
     info = environment.packages / f"{module.stem}-0.9.dist-info"
@@ -196,7 +197,9 @@ def installed(environment: Environment, name: str, code: str) -> Iterator[None]:
         module.write_text(code, encoding="utf-8")
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.9\n", encoding="utf-8")
         entry = name.removeprefix("ftkit-")
-        (info / "entry_points.txt").write_text(f"[ftkit]\n{entry} = {module.stem}\n", encoding="utf-8")
+        brought = "".join(f"{command} = {module.stem}:hello\n" for command in commands)
+        points = f"[ftkit]\n{entry} = {module.stem}\n\n[ftkit.commands]\n{brought}"
+        (info / "entry_points.txt").write_text(points, encoding="utf-8")
         yield
     finally:
         module.unlink()
@@ -228,3 +231,49 @@ def test_several_broken_plugins_at_once_stop_nothing_else(core: Environment) -> 
         assert len(listed["duplicates"]) == 1
         assert {"acme-first-sentences", "exact-match"} <= {plugin["name"] for plugin in listed["plugins"]}
         core.ftkit("run", RECIPE, "--set", "evaluator.plugin=exact-match", "--out", "beside-all")
+
+
+# ---------------------------------------------------------------- commands
+
+COMMAND = """
+import click
+
+@click.command()
+def hello():
+    \"\"\"Greet the user.\"\"\"
+    click.echo("hello from " + __name__)
+"""
+
+
+def test_a_command_of_a_plugin_stands_in_the_help_with_its_line(core: Environment) -> None:
+    with installed(core, "ftkit-greets", COMMAND, ("hello",)):
+        assert re.search(r"hello +Greet the user\.", core.ftkit("--help").stdout)
+        assert core.ftkit("hello").stdout == "hello from ftkit_greets\n"
+
+
+def test_a_command_that_two_plugins_bring_is_refused_with_both_named(core: Environment) -> None:
+    with installed(core, "ftkit-greets", COMMAND, ("hello",)), installed(core, "ftkit-waves", COMMAND, ("hello",)):
+        both = r"'hello' is offered by both ftkit-greets 0\.9 \(ftkit_greets:hello\) and ftkit-waves 0\.9 \(ftkit_waves:hello\)"
+        refused = core.ftkit("hello", status=2)
+        assert re.search(both, refused.stderr) and "uninstall one of them" in refused.stderr
+        shown = " ".join(core.ftkit("--help").stdout.split())
+        assert re.search(both, shown) and "Refused" in shown
+        (conflict,) = json.loads(core.ftkit("plugins", "--json").stdout)["duplicates"]
+        assert re.search(both, conflict)
+        assert core.ftkit("runs").returncode == 0
+
+
+def test_a_command_named_like_one_of_ftkits_own_is_refused(core: Environment) -> None:
+    with installed(core, "ftkit-greets", COMMAND, ("runs",)):
+        both = r"command 'runs' is offered by both ftkit 0\.1\.0 and ftkit-greets 0\.9 \(ftkit_greets:hello\)"
+        assert re.search(both, " ".join(core.ftkit("--help").stdout.split()))
+        assert re.search(both, core.ftkit("plugins").stdout)
+        used = core.ftkit("runs", "empty")
+        assert "hello" not in used.stdout and re.search(both, used.stderr)
+
+
+def test_a_command_that_cannot_be_loaded_costs_only_itself(core: Environment) -> None:
+    with installed(core, "ftkit-greets", IMPORT_ERROR, ("hello",)):
+        assert "cannot be loaded: No module named 'no_such_module'" in " ".join(core.ftkit("--help").stdout.split())
+        refused = core.ftkit("hello", status=2)
+        assert "command 'hello' of ftkit-greets 0.9" in refused.stderr

@@ -1,4 +1,4 @@
-"""A plugin for ftkit: the evaluator `word-overlap` and the backend `acme-first-sentences`."""
+"""A plugin for ftkit: the evaluator `word-overlap`, the backend `acme-first-sentences`, the tracker `acme-lines`."""
 
 import contextlib
 import re
@@ -6,7 +6,7 @@ from collections import Counter
 
 from pydantic import Field
 
-from ftkit import Backend, Evaluator, ModelRef, Options, Prediction, Score, Session, hookimpl
+from ftkit import Backend, Evaluator, ModelRef, Options, Prediction, Score, Session, Tracker, hookimpl
 
 
 class WordOverlapOptions(Options):
@@ -68,6 +68,30 @@ def first(text, sentences):
     return " ".join(re.split(r"(?<=[.!?])\s+", text.strip())[:sentences])
 
 
+class LinesOptions(Options):
+    file: str = Field(description="where the lines go")
+    paths = ("file",)
+
+
+class Lines(Tracker):
+    """Writes one line for each stage, and the verdict."""
+
+    name = "acme-lines"
+    summary = "one line per stage in a file"
+    Options = LinesOptions
+    patience = 2.0
+
+    def stage_finished(self, run, stage):
+        self._write(f"{run.id} {stage.name} {stage.seconds} s")
+
+    def finished(self, run, record, report):
+        self._write(f"{run.id} {report.verdict}")
+
+    def _write(self, line):
+        with open(self.options.file, "a") as file:
+            print(line, file=file)
+
+
 @hookimpl
 def ftkit_evaluators():
     return [WordOverlap]
@@ -76,3 +100,8 @@ def ftkit_evaluators():
 @hookimpl
 def ftkit_backends():
     return [FirstSentences]
+
+
+@hookimpl
+def ftkit_trackers():
+    return [Lines]

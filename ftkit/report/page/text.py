@@ -60,7 +60,7 @@ _MD_BLOCK = re.compile(r"^([#+=-](?=[\s#=+-]|$)|\d+(?=[.)](\s|$)))")
 
 
 _MD_NAMED = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-ZERO_WIDTH = "\u200b"  # parts an @ or # from its name, so that nobody is called and no issue linked
+ZERO_WIDTH = "\u200b"  # parts an @ or # from its name, so that no person is notified and no issue linked
 
 
 def md_text(value: object) -> str:
