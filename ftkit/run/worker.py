@@ -1,90 +1,100 @@
-"""The child process that trains one job: `python -m ftkit_openai.server.train RUN_DIRECTORY`.
+"""The training process of a prepared run directory.
 
-It works on a run directory as `ftkit run` does, so that a job whose server was killed goes on from its
-last checkpoint. It ends when its parent does: the parent holds the other end of its standard input.
+    python -m ftkit.run.worker DIR [--end-with-stdin]
+
+DIR holds all that training needs: the recipe (recipe.yaml), the rows (data/) and the record (run.json). The worker
+locks DIR, trains, and leaves one of two files:
+
+- train/model.json: the trained model, as `ModelRef.to_dict` gives it.
+- train/error.json: `{"message": text, "hint": text or null}`. The exit status is 1, the traceback is on standard error.
+
+A worker that is killed leaves neither file. Start it again on DIR: the backend resumes from its last checkpoint.
+
+The worker ends when its standard input closes, if `--end-with-stdin` is given. The parent process then passes a pipe as
+standard input and keeps the other end open: the worker ends with its parent, even if the parent is killed. Without the
+option the worker does not read its standard input, which may be a terminal, a file or /dev/null.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import os
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ftkit.api import Backend
-from ftkit.errors import FtkitError, InputError
-from ftkit.records import ModelRef
-from ftkit.store import RunContext, write_json
+from ..api import Backend
+from ..errors import FtkitError, InputError
+from ..files import write_json
+from ..records import ModelRef
+from ..store import RunContext
 
-_PATIENCE = 20.0  # seconds
-_MEASURED = 64  # validation rows whose loss is computed at the end
+_LOCK_TIMEOUT = 20.0  # seconds to wait for the lock; a worker whose parent was killed needs a moment to end
 
 
-def end_with_parent() -> None:
-    """End this process when its standard input closes: when the process that holds it is gone."""
+def train(run: RunContext) -> ModelRef:
+    """Train with the backend of the run's recipe and return the trained model. The backend gets no test rows."""
+    splits = {split: rows for split, rows in run.task.splits.items() if split != "test"}
+    backend: Backend = run.recipe.backend.make()
+    return backend.train(dataclasses.replace(run.task, splits=splits), run)
+
+
+def main(work: Callable[[RunContext], ModelRef] = train) -> None:
+    """Run `work` on the directory that the command line names.
+
+    A plugin with more to do in the training process passes its own `work`, which calls `train`.
+    """
+    parser = argparse.ArgumentParser(description="Train in a prepared run directory.")
+    parser.add_argument("directory", metavar="DIR", type=Path)
+    parser.add_argument("--end-with-stdin", action="store_true", help="end when standard input closes")
+    arguments = parser.parse_args()
+    if arguments.end_with_stdin:
+        _end_with_stdin()
+    try:
+        run = RunContext.open(arguments.directory)
+    except InputError as error:
+        parser.error(str(error))
+    try:
+        with _locked(run):
+            run.path("train", "error.json").unlink(missing_ok=True)  # of an earlier attempt
+            run.journal.repair()
+            write_json(run.path("train", "model.json"), work(run).to_dict())
+    except Exception as error:
+        message, hint = f"{type(error).__name__}: {error}", None
+        if isinstance(error, FtkitError):
+            message, hint = error.message, error.hint
+        write_json(run.path("train", "error.json"), {"message": message, "hint": hint})
+        raise
+
+
+def _end_with_stdin() -> None:
+    """End this process when its standard input closes."""
 
     def wait() -> None:
-        while os.read(0, 1 << 16):  # not sys.stdin: its lock would be held when the interpreter ends
+        while os.read(0, 1 << 16):  # not sys.stdin: the interpreter would wait for its lock at the end
             pass
         os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def train(directory: Path) -> None:
-    """Write train/model.json in the run directory, and train/valid.json where there are validation rows."""
-    run = RunContext.open(directory)
-    with _exclusive(run):
-        run.log_rows()  # cuts a line that a killed process left half-written
-        backend: Backend = run.recipe.backend.make()
-        model = backend.train(run.task, run)
-        loss = _validation_loss(backend, model, run)
-        if loss is not None:
-            write_json(run.path("train", "valid.json"), {"valid_loss": loss})
-        write_json(run.path("train", "model.json"), model.to_dict())
+    threading.Thread(target=wait, name="end-with-stdin", daemon=True).start()
 
 
 @contextlib.contextmanager
-def _exclusive(run: RunContext) -> Iterator[None]:
-    """Hold the run directory; the child of a server that was killed a moment ago may need a little to end."""
-    deadline = time.monotonic() + _PATIENCE
-    with contextlib.ExitStack() as held:
+def _locked(run: RunContext) -> Iterator[None]:
+    """Lock the run directory. Raises InputError if another process holds it for longer than `_LOCK_TIMEOUT`."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    with contextlib.ExitStack() as stack:
         while True:
             try:
-                held.enter_context(run.exclusive())
+                stack.enter_context(run.exclusive())
                 break
             except InputError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.2)
         yield
-
-
-def _validation_loss(backend: Backend, model: ModelRef, run: RunContext) -> float | None:
-    """Return the mean loss in nats per token, or None where there are no rows or the backend has none to give."""
-    rows = run.task.validation[:_MEASURED]
-    if not rows:
-        return None
-    try:
-        with backend.load(model, run) as session:
-            losses = [loss for i in range(0, len(rows), 8) for loss in session.loss(rows[i : i + 8])]
-    except NotImplementedError:
-        return None
-    return sum(losses) / len(losses)
-
-
-def main() -> None:
-    directory = Path(sys.argv[1])
-    end_with_parent()
-    try:
-        train(directory)
-    except Exception as error:
-        message = str(error) if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}"
-        write_json(directory / "train" / "error.json", {"message": message})
-        raise
 
 
 if __name__ == "__main__":

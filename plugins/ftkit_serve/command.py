@@ -1,36 +1,46 @@
-"""The command `ftkit serve`. FastAPI and uvicorn are imported when it runs."""
+"""The command `ftkit serve`: options, lock, socket, HTTP server. FastAPI and uvicorn are imported when it runs."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ftkit.errors import InputError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from .engine import Engine
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8377, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--port", default=8377, show_default=True, help="Port to listen on; 0: any free port.")
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), default=Path("ftkit-serve"), show_default=True,
-    help="Folder of everything the server knows: files, jobs, models.",
+    help="Folder of all files, jobs and models of the server.",
 )  # fmt: skip
-@click.option("--api-key-env", metavar="NAME", help="Environment variable with the key that clients must send.")
+@click.option("--api-key-env", metavar="NAME", help="Environment variable with the API key that clients must send.")
 @click.option(
     "--models", "models_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="YAML file of base models: NAME: {backend: {plugin: ..., its options}}.  [default: ftkit-tiny, embedded]",
 )  # fmt: skip
-@click.option("--max-upload-mb", type=click.IntRange(1), default=512, show_default=True, help="Largest file taken.")
-@click.option("--watch-stdin", is_flag=True, hidden=True, help="End when standard input closes.")
+@click.option(
+    "--max-upload-mb", type=click.IntRange(1), default=512, show_default=True, help="Maximum size of an uploaded file."
+)
+@click.option("--watch-stdin", is_flag=True, hidden=True, help="Stop when standard input closes.")
 def serve(
     host: str,
     port: int,
@@ -46,28 +56,29 @@ def serve(
         raise InputError(f"ftkit serve needs {', '.join(missing)}", "pip install 'ftkit[serve]'")
     key = _key(api_key_env)
     if key is None and host not in LOOPBACK:
-        click.echo(f"warning: no --api-key-env: whoever reaches {host} can use this server", err=True)
+        click.echo(f"warning: without --api-key-env, everyone who can reach {host} can use this server", err=True)
     from .models import read_models
 
     models = read_models(models_file)
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of a model that loads
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of models that load
     with _exclusive(data), _listening(host, port) as listener:
-        from .app import make_app, open_server
-        from .runner import Runner
+        from .app import make_app
+        from .state import open_server
 
-        where = f"[{host}]" if ":" in host else host
-        url = f"http://{where}:{listener.getsockname()[1]}/v1"
+        address = f"[{host}]" if ":" in host else host
+        url = f"http://{address}:{listener.getsockname()[1]}/v1"
         server = open_server(data, models, max_upload_mb << 20)
         app = make_app(server, key, lambda: click.echo(f"ftkit serve: {url}"))
-        runner = Runner(app, server.engine)
+        http_server = _http_server(app, server.engine)
         if watch_stdin:
-            _stop_with_stdin(runner)
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has already shut down when it raises this
-            runner.run(sockets=[listener])
-    click.echo("ftkit serve: stopped; unfinished jobs go on when it is started again", err=True)
+            _stop_with_stdin(http_server)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after it has shut down
+            http_server.run(sockets=[listener])
+    click.echo("ftkit serve: stopped; unfinished jobs resume when it is started again", err=True)
 
 
 def _key(name: str | None) -> str | None:
+    """Return the key in an environment variable. Raises InputError if it is not set."""
     if name is None:
         return None
     key = os.environ.get(name, "").strip()
@@ -78,7 +89,7 @@ def _key(name: str | None) -> str | None:
 
 @contextlib.contextmanager
 def _exclusive(data: Path) -> Iterator[None]:
-    """Hold the data directory; a second server on it gets an InputError."""
+    """Lock the data directory. Raises InputError if another server uses it, or if it cannot be written."""
     try:
         data.mkdir(parents=True, exist_ok=True)
         lock = open(data / ".lock", "w")  # noqa: SIM115
@@ -94,27 +105,38 @@ def _exclusive(data: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Give a socket that is bound to the address. Raises InputError if that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, OverflowError) as error:
-        why = "another program listens there" if getattr(error, "errno", None) == 98 else str(error)
-        raise InputError(
-            f"cannot listen on {host}:{port}: {why}", "choose another with --port; 0 takes a free one"
-        ) from None
+        reason = "another program listens there" if getattr(error, "errno", None) == errno.EADDRINUSE else str(error)
+        hint = "choose another port with --port; 0: any free port"
+        raise InputError(f"cannot listen on {host}:{port}: {reason}", hint) from None
     with listener:
         yield listener
 
 
-def _stop_with_stdin(runner: object) -> None:
-    """Shut down when standard input closes: when the process that started this one is gone."""
-    import threading
+def _http_server(app: Any, engine: Engine) -> uvicorn.Server:
+    """Return uvicorn's server. When it stops, chat requests that still wait get a 503, and no connection is cut."""
+    import uvicorn
+
+    class HttpServer(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            engine.reject_chats()
+            await super().shutdown(sockets)
+
+    return HttpServer(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+
+
+def _stop_with_stdin(http_server: uvicorn.Server) -> None:
+    """Shut down when standard input closes, which happens when the parent process ends."""
 
     def wait() -> None:
-        while os.read(0, 1 << 16):  # not sys.stdin: its lock would be held when the interpreter ends
+        while os.read(0, 1 << 16):  # not sys.stdin: the interpreter would wait for its lock at the end
             pass
-        runner.should_exit = True  # type: ignore[attr-defined]
+        http_server.should_exit = True
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=wait, name="stop-with-stdin", daemon=True).start()

@@ -1,7 +1,7 @@
-"""Loaded models that answer: one thread computes, the last two models stay in memory.
+"""Loaded models: one thread generates, the two models used last stay in memory.
 
-A chat request is answered by itself, never together with what happens to arrive beside it: in 4-bit
-and bf16, text depends on the batch it is made in, and an answer must not depend on luck.
+Each chat request is a batch of its own. In 4-bit and bf16 the generated text depends on the batch, and a response must
+not depend on the requests that arrive at the same time.
 """
 
 from __future__ import annotations
@@ -19,84 +19,88 @@ from ftkit.store import RunContext
 
 from .errors import ApiError, model_not_found, stopping
 from .models import ServedModel, make_backend
-from .store import Doc, Store
+from .store import Database, Doc
 
-_KEPT = 2  # models in memory
+_MAX_LOADED = 2  # models in memory
 
 
 class Engine:
-    """Answers batches of examples, in the order in which they are asked for."""
+    """Generates the answers of batches of examples, in the order of the calls."""
 
-    def __init__(self, data: Path, store: Store, models: dict[str, ServedModel]) -> None:
-        self.data, self.store, self.models = data, store, models
+    def __init__(self, data: Path, database: Database, models: dict[str, ServedModel]) -> None:
+        self.data, self.database, self.models = data, database, models
         self.pool = ThreadPoolExecutor(1, "model")
         self.loaded: OrderedDict[str, tuple[AbstractContextManager[Session], Session]] = OrderedDict()
-        self.chats: set[Future[list[Prediction]]] = set()  # those that a client waits for
-        self.refusing = False
+        self.chats: set[Future[list[Prediction]]] = set()  # chat requests without a response yet
+        self.stopping = False
 
     def stop(self) -> None:
+        """Cancel what waits, wait for the batch that is generated, and unload the models."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         for name in list(self.loaded):
             self._unload(name)
 
     def find(self, name: str) -> tuple[ServedModel | None, Doc | None]:
-        """Return what `name` means: an entry of the models file, or a tuned model and its base's entry."""
+        """Return (entry of the models file, None) for a base model, (entry of its base model, object) for a tuned model.
+
+        Raises a 404 ApiError for an unknown name. The entry is None if the base model is no longer served.
+        """
         if name in self.models:
             return self.models[name], None
-        doc = self.store.get("model", name)
+        doc = self.database.get("model", name)
         if doc is None:
             raise model_not_found(name)
         return self.models.get(doc["_base"]), doc
 
-    def most_tokens(self, name: str) -> int:
-        """Return how long an answer of the model may be."""
+    def max_tokens(self, name: str) -> int:
+        """Return the limit of tokens that the model generates for one answer."""
         entry, _ = self.find(name)
         return (entry or ServedModel(backend={})).max_tokens
 
     def batch_size(self, name: str) -> int:
-        """Return how many prompts of a batch job are answered together."""
+        """Return the number of prompts in one batch of a batch job."""
         return self._backend(name)[0].eval_batch_size
 
-    def ask(self, name: str, batch: Sequence[Example], generation: Generation) -> Future[list[Prediction]]:
-        """Return the answers to one batch, when they are there: `generation.samples` per example."""
+    def submit(self, name: str, batch: Sequence[Example], generation: Generation) -> Future[list[Prediction]]:
+        """Queue one batch; the result is `generation.samples` predictions per example."""
         self.find(name)
-        return self.pool.submit(self._answer, name, batch, generation)
+        return self.pool.submit(self._generate, name, batch, generation)
 
-    def chat(self, name: str, example: Example, generation: Generation) -> Future[list[Prediction]]:
-        """Return the answer to one prompt that a client waits for. Raises a 503 ApiError when the server stops."""
-        if self.refusing:
+    def submit_chat(self, name: str, example: Example, generation: Generation) -> Future[list[Prediction]]:
+        """Queue the prompt of a chat request. Raises a 503 ApiError while the server stops."""
+        if self.stopping:
             raise stopping()
-        asked = self.ask(name, [example], generation)
-        self.chats.add(asked)
-        asked.add_done_callback(self.chats.discard)
-        return asked
+        chat = self.submit(name, [example], generation)
+        self.chats.add(chat)
+        chat.add_done_callback(self.chats.discard)
+        return chat
 
-    def refuse_chats(self) -> None:
-        """Cancel every chat that is not being answered yet, and take no other."""
-        self.refusing = True
-        for asked in list(self.chats):
-            asked.cancel()
+    def reject_chats(self) -> None:
+        """Cancel every chat request whose generation has not started, and reject new ones."""
+        self.stopping = True
+        for chat in list(self.chats):
+            chat.cancel()
 
     def forget(self, model: Doc) -> None:
-        """Free a model that was deleted: its memory, and its weights where no checkpoint of the job is left."""
+        """Unload a deleted model. Delete the job's weights when all models of the job are deleted."""
 
-        def work() -> None:
+        def unload() -> None:
             self._unload(model["id"])
-            if not any(other["_job"] == model["_job"] for other in self.store.every("model")):
+            if not any(other["_job"] == model["_job"] for other in self.database.all("model")):
                 shutil.rmtree(self.data / "jobs" / model["_job"] / "train", ignore_errors=True)
 
-        self.pool.submit(work)
+        self.pool.submit(unload)
 
-    # ---- in the thread
+    # ---- in the thread that generates
 
-    def _answer(self, name: str, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
+    def _generate(self, name: str, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
         session = self._session(name)
-        cut = session.stats().get("prompts_cut", 0)
+        truncated = session.stats().get("prompts_cut", 0)
         (predictions,) = session.generate([batch], generation)
-        if session.stats().get("prompts_cut", 0) > cut and len(batch) == 1:
+        if session.stats().get("prompts_cut", 0) > truncated and len(batch) == 1:
             raise ApiError(
                 400,
-                "This model's maximum context length is shorter than the prompt and the answer asked for. "
+                "This model's maximum context length is shorter than the prompt and the requested answer. "
                 "Shorten the messages or lower max_completion_tokens.",
                 "context_length_exceeded",
                 "messages",
@@ -105,7 +109,7 @@ class Engine:
 
     def _session(self, name: str) -> Session:
         if name not in self.loaded:
-            while len(self.loaded) >= _KEPT:
+            while len(self.loaded) >= _MAX_LOADED:
                 self._unload(next(iter(self.loaded)))
             backend, model, run = self._backend(name)
             context = backend.load(model, run)
@@ -120,7 +124,7 @@ class Engine:
             return run.recipe.backend.make(), ModelRef.from_dict(doc["_model"]), run
         assert entry is not None
         backend = make_backend(name, entry.backend)
-        directory = self.data / "base"  # a backend gets a run directory; the base model leaves nothing in it
+        directory = self.data / "base"  # `load` needs a run directory; a base model writes nothing into it
         directory.mkdir(exist_ok=True)
         return backend, backend.base_model(), RunContext(directory)
 

@@ -1,4 +1,4 @@
-"""What a finished job leaves: the tuned model, its checkpoints, and the result file."""
+"""The end of a job: its tuned model, checkpoints and result file; its temporary files are removed."""
 
 from __future__ import annotations
 
@@ -6,50 +6,25 @@ import base64
 import csv
 import dataclasses
 import io
-import math
 import re
-from typing import TYPE_CHECKING, Any
+import shutil
+from pathlib import Path
+from typing import Any
 
+from ftkit.files import read_json
 from ftkit.records import ModelRef
-from ftkit.store import RunContext, read_json
+from ftkit.store import RunContext
 
-from .store import Doc, new_id, now
+from .events import metrics, record_event
+from .files import Files
+from .store import Database, Doc, new_id, now
 
-if TYPE_CHECKING:
-    from .jobs import Jobs
-
-# OpenAI's name of a metric -> names that backends log it under
-_METRICS = {
-    "train_loss": ("loss", "train_loss"),
-    "train_mean_token_accuracy": ("mean_token_accuracy", "train_mean_token_accuracy"),
-    "valid_loss": ("valid_loss", "eval_loss"),
-}
+ORGANIZATION = "org-ftkit"
 _COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 
 
-def metrics(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a logged step as OpenAI's events and checkpoints give it; a number that is not finite is left out."""
-    found: dict[str, Any] = {"step": row["step"]}
-    for name, keys in _METRICS.items():
-        value = next((row[key] for key in keys if isinstance(row.get(key), int | float)), None)
-        if value is not None and math.isfinite(value):
-            found[name] = value
-    return found
-
-
-def result_csv(steps: list[dict[str, Any]]) -> bytes:
-    """Return the result file: CSV in base64, which is how OpenAI hands it out."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for step in steps:
-        accuracy = step.get("train_mean_token_accuracy", "")
-        writer.writerow([step["step"], step.get("train_loss", ""), accuracy, step.get("valid_loss", ""), ""])
-    return base64.b64encode(text.getvalue().encode())
-
-
-def finish(jobs: Jobs, job: Doc, run: RunContext) -> None:
-    """Make the tuned model known, with its checkpoints and the result file, and end the job: all at once."""
+def finish(database: Database, files: Files, job: Doc, run: RunContext) -> None:
+    """Add the tuned model, its checkpoints and the result file, and end the job, in one transaction."""
     model = run.model()
     assert model is not None
     rows = run.log_rows()
@@ -61,8 +36,8 @@ def finish(jobs: Jobs, job: Doc, run: RunContext) -> None:
     suffix = re.sub(r"[^A-Za-z0-9]+", "-", job["_suffix"] or "").strip("-")
     name = f"ft:{job['model']}:ftkit:{suffix}:{job['id'][-8:]}"
     result = new_id("file-")
-    jobs.files.write(result, result_csv(steps))
-    with jobs.store.together():
+    files.write(result, result_csv(steps))
+    with database.transaction():
         changes: Doc = {
             "status": "succeeded",
             "fine_tuned_model": name,
@@ -71,16 +46,16 @@ def finish(jobs: Jobs, job: Doc, run: RunContext) -> None:
             "result_files": [result],
             "estimated_finish": None,
         }
-        if not jobs.store.update("job", job["id"], ("running",), **changes):
+        if not database.update("job", job["id"], ("running",), **changes):
             return
-        jobs.files.register(result, "step_metrics.csv", "fine-tune-results")
-        _serve(jobs, job, name, model)
+        files.register(result, "step_metrics.csv", "fine-tune-results")
+        _add_model(database, job, name, model)
         last = steps[-1] if steps else {"step": 0}
         for step, reference in [*_snapshots(run, model), (last["step"], model)]:
             checkpoint = name if reference == model else f"{name}:ckpt-step-{step}"
             if reference != model:
-                _serve(jobs, job, checkpoint, reference)
-            jobs.store.add(
+                _add_model(database, job, checkpoint, reference)
+            database.add(
                 "checkpoint",
                 {
                     "object": "fine_tuning.job.checkpoint",
@@ -93,27 +68,43 @@ def finish(jobs: Jobs, job: Doc, run: RunContext) -> None:
                 },
                 parent=job["id"],
             )
-            jobs.event(job["id"], f"Checkpoint created at step {step}")
-        jobs.event(job["id"], f"New fine-tuned model created: {name}")
-        jobs.event(job["id"], "The job has successfully completed")
-    jobs.clear(job["id"])
+            record_event(database, job["id"], f"Checkpoint created at step {step}")
+        record_event(database, job["id"], f"New fine-tuned model created: {name}")
+        record_event(database, job["id"], "The job has successfully completed")
+    remove_scratch(run.dir)
+
+
+def remove_scratch(directory: Path) -> None:
+    """Remove the trainer's checkpoints from the run directory of a job that ended and cannot be resumed."""
+    shutil.rmtree(directory / ".work", ignore_errors=True)
+
+
+def result_csv(steps: list[dict[str, Any]]) -> bytes:
+    """Return the result file: CSV in base64, the format that OpenAI returns."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for step in steps:
+        accuracy = step.get("train_mean_token_accuracy", "")
+        writer.writerow([step["step"], step.get("train_loss", ""), accuracy, step.get("valid_loss", ""), ""])
+    return base64.b64encode(text.getvalue().encode())
 
 
 def _snapshots(run: RunContext, model: ModelRef) -> list[tuple[int, ModelRef]]:
-    """Return (step, model) of what training kept on its way, the last step left out."""
+    """Return (step, model) of each snapshot that training kept, except that of the last step."""
     kept = sorted(int(path.name) for path in run.path("train", "snapshots").glob("*") if path.name.isdecimal())
     last = max((row["step"] for row in run.log_rows() if row["event"] == "step"), default=0)
     return [(step, dataclasses.replace(model, uri=f"train/snapshots/{step}")) for step in kept if step < last]
 
 
-def _serve(jobs: Jobs, job: Doc, name: str, reference: ModelRef) -> None:
-    jobs.store.add(
+def _add_model(database: Database, job: Doc, name: str, reference: ModelRef) -> None:
+    database.add(
         "model",
         {
             "id": name,
             "object": "model",
             "created": now(),
-            "owned_by": "org-ftkit",
+            "owned_by": ORGANIZATION,
             "_base": job["model"],
             "_job": job["id"],
             "_model": reference.to_dict(),

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from .chat import chunks, completion, example_of, generation_of
 from .errors import stopping
-from .routes_files import of
+from .state import server_of
 from .wire import Chat
 
 router = APIRouter()
@@ -18,16 +18,16 @@ router = APIRouter()
 
 @router.post("/chat/completions", response_model=None)
 async def create_completion(request: Request, body: Chat) -> Any:
-    engine = of(request).engine
-    generation = generation_of(body, engine.most_tokens(body.model))
-    # One id for all: sampled text depends on the seed, not on what else was asked.
-    asked = engine.chat(body.model, example_of(body, "prompt"), generation)
+    engine = server_of(request).engine
+    generation = generation_of(body, engine.max_tokens(body.model))
+    # All prompts have the same id: sampled text depends on the seed, not on other requests.
+    chat = engine.submit_chat(body.model, example_of(body, "prompt"), generation)
     try:
-        predictions = await asyncio.wrap_future(asked)
-    except asyncio.CancelledError:  # the server stops: this waited for its turn, or takes too long
-        return JSONResponse(stopping().body, 503)  # raised, it would need a thread, which cannot be had any more
-    answer = completion(body, predictions)
+        predictions = await asyncio.wrap_future(chat)
+    except asyncio.CancelledError:  # the server stops, and the chat still waits or takes too long
+        return JSONResponse(stopping().body, 503)  # not raised: its handler needs a thread, and no new one can start
+    response = completion(body, predictions)
     if not body.stream:
-        return answer
+        return response
     usage = body.stream_options is not None and body.stream_options.include_usage
-    return StreamingResponse(iter(chunks(answer, usage)), media_type="text/event-stream")
+    return StreamingResponse(iter(chunks(response, usage)), media_type="text/event-stream")

@@ -250,7 +250,7 @@ def test_a_bad_training_file_fails_the_job_with_its_lines(client: Any, name: str
 
 
 def test_every_answer_of_a_long_chat_is_learned_unless_its_weight_is_zero(tmp_path: Path) -> None:
-    from ftkit_openai.server.rows import read_examples
+    from ftkit_serve.chats import read_examples
 
     turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f")]  # fmt: skip
     messages = [{"role": role, "content": text} for role, text in turns]

@@ -178,7 +178,7 @@ def test_ctrl_c_ends_it_and_a_running_job_goes_on_later(make: Any) -> None:
     job = create(client, 20)
     reaches(client, job, 2)
     status, said = server.end(signal.SIGINT)
-    assert status == 0 and "go on when it is started again" in said and "Traceback" not in said
+    assert status == 0 and "resume when it is started again" in said and "Traceback" not in said
     client = server.start().client()
     until(client, job, "succeeded")
     assert steps_told(client, job) == list(range(1, 21))
@@ -235,19 +235,19 @@ def test_mistakes_are_one_message(make: Any, tmp_path: Path) -> None:
 
 
 def test_the_models_file_of_the_docs_is_read(tmp_path: Path) -> None:
-    from ftkit_openai.server.models import read_models, settled, training_backend
+    from ftkit_serve.models import read_models, resolve_hyperparameters, training_backend
 
     page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "models.yaml").write_text(block)
     model = read_models(tmp_path / "models.yaml")["llama-1b"]
     assert model.max_tokens == 512
-    found = settled(model, {"learning_rate_multiplier": 0.5}, rows=40)
+    found = resolve_hyperparameters(model, {"learning_rate_multiplier": 0.5}, rows=40)
     assert found == {"n_epochs": 3, "batch_size": 8, "learning_rate_multiplier": 0.5}
     entry = training_backend(model, found, rows=40)
     assert (entry["num_epochs"], entry["micro_batch_size"], entry["learning_rate"]) == (3, 8, 1e-4)
     assert entry["snapshots"] == [5, 10]
-    epochs = {rows: settled(model, {}, rows)["n_epochs"] for rows in (10, 33, 34, 8333, 8334, 30_000)}
+    epochs = {rows: resolve_hyperparameters(model, {}, rows)["n_epochs"] for rows in (10, 33, 34, 8333, 8334, 30_000)}
     assert epochs == {10: 10, 33: 4, 34: 3, 8333: 3, 8334: 2, 30_000: 1}
 
 
@@ -307,7 +307,7 @@ def test_chats_that_wait_are_refused_in_few_words_when_the_server_stops(make: An
         time.sleep(2.0)  # until all of them wait for the model
         status, stderr = server.end(signal.SIGINT)
         answers = [f.result() for f in said]
-    refused = [a for a in answers if a == "503 The server is stopping: ask again when it is back."]
+    refused = [a for a in answers if a == "503 The server is stopping: retry when it runs again."]
     assert status == 0 and len(refused) >= 8
     assert all(a in refused or a.startswith("row ") for a in answers)
     assert "Traceback" not in stderr and len(stderr.splitlines()) <= 2, stderr

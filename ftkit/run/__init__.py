@@ -1,0 +1,1 @@
+"""Runs: what executes a prepared run directory."""
