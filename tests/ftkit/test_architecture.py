@@ -21,6 +21,7 @@ NAMED = re.compile(r"\b(torch|transformers|trl|peft|deepspeed|openai|wandb|runpo
 HEAVY = (
     *("torch", "transformers", "datasets", "trl", "peft", "evaluate", "bitsandbytes", "accelerate"),
     *("openai", "wandb", "rouge_score", "huggingface_hub", "numpy", "scipy", "pandas", "pyarrow", "jinja2"),
+    *("fastapi", "starlette", "uvicorn"),
 )
 BUILDS_ON = {("ftkit_gsm8k", "ftkit_trl")}
 
