@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import importlib.util
+import json
 import os
 import socket
 import threading
@@ -40,6 +41,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @click.option(
     "--max-upload-mb", type=click.IntRange(1), default=512, show_default=True, help="Maximum size of an uploaded file."
 )
+@click.option("--print-models", is_flag=True, help="Print the base models as JSON, with their backends, and exit.")
 @click.option("--watch-stdin", is_flag=True, hidden=True, help="Stop when standard input closes.")
 def serve(
     host: str,
@@ -48,17 +50,22 @@ def serve(
     api_key_env: str | None,
     models_file: Path | None,
     max_upload_mb: int,
+    print_models: bool,
     watch_stdin: bool,
 ) -> None:
     """Serve OpenAI's fine-tuning API from this machine: clients use it with base_url http://HOST:PORT/v1."""
+    from .models import read_models
+
+    if print_models:
+        entries = {name: model.model_dump(mode="json") for name, model in read_models(models_file).items()}
+        click.echo(json.dumps(entries, indent=2))
+        return
     missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"ftkit serve needs {', '.join(missing)}", "pip install 'ftkit[serve]'")
     key = _key(api_key_env)
     if key is None and host not in LOOPBACK:
         click.echo(f"warning: without --api-key-env, everyone who can reach {host} can use this server", err=True)
-    from .models import read_models
-
     models = read_models(models_file)
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of models that load
     with _exclusive(data), _listening(host, port) as listener:

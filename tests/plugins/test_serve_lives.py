@@ -234,6 +234,22 @@ def test_mistakes_are_one_message(make: Any, tmp_path: Path) -> None:
     assert "fake has no option 'num_epochs'" in refused(other, "--port", "0")
 
 
+def test_the_base_models_are_printed_as_json(make: Any) -> None:
+    server = make()
+    process = server.launch("--print-models")
+    printed, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+    assert json.loads(printed) == {
+        "fake-base": {
+            "backend": {"plugin": "fake", "skill": 1.0, "batch_size": 3},
+            "options": {"n_epochs": "steps"},
+            "max_tokens": 512,
+            "shutdown_date": "2031-01-31",
+        }
+    }
+    assert not server.data.exists()
+
+
 def test_the_models_file_of_the_docs_is_read(tmp_path: Path) -> None:
     from ftkit_serve.models import read_models, resolve_hyperparameters, training_backend
 
