@@ -61,7 +61,8 @@ def main(work: Callable[[RunContext], ModelRef] = train) -> None:
         with _locked(run):
             run.path("train", "error.json").unlink(missing_ok=True)  # of an earlier attempt
             run.journal.repair()
-            write_json(run.path("train", "model.json"), work(run).to_dict())
+            model = work(run)
+            write_json(run.path("train", "model.json"), model.to_dict())
     except Exception as error:
         message, hint = f"{type(error).__name__}: {error}", None
         if isinstance(error, FtkitError):

@@ -1,4 +1,4 @@
-"""`ftkit serve`: OpenAI's endpoints for files, fine-tuning, models, chat and batches, on this machine, with a real trainer.
+"""`ftkit serve`: OpenAI's endpoints for files, fine-tuning, models, chat and batches, with a real trainer.
 
 This package implements no hooks: it adds a command (`ftkit_serve.command:serve`, entry-point group `ftkit.commands`).
 It is light: the command imports FastAPI and uvicorn when it runs, and torch when it loads the first model.

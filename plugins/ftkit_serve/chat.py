@@ -83,7 +83,7 @@ def _truncated(text: str, stops: Sequence[str]) -> str:
 
 
 def chunks(body: Doc, include_usage: bool) -> list[str]:
-    """Return a completion as the events of a stream: for each choice the role, pieces of text, and the finish reason."""
+    """Return a completion as the events of a stream: the role, pieces of text and the finish reason of each choice."""
     shared = {key: body[key] for key in ("id", "created", "model", "system_fingerprint")}
     shared["object"] = "chat.completion.chunk"
     if include_usage:

@@ -15,7 +15,7 @@ _MAX_SHOWN = 10  # problems that a message lists; it counts the others
 
 
 class InvalidFile(Exception):
-    """A file that cannot be trained on. `code`: the kind of error, for programs. `param`: the job's field that names the file."""
+    """A file that cannot be trained on. `code`: the kind of error. `param`: the job's field that names the file."""
 
     def __init__(self, code: str, message: str, param: str) -> None:
         super().__init__(message)
@@ -98,6 +98,5 @@ def read_message(message: Any, where: str) -> Message:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise ValueError(f'{where}: "content" must be text.')
-    return Message(
-        _ROLES[role], content.encode("utf-8", "replace").decode()
-    )  # replaces a lone surrogate, which cannot be encoded
+    encodable = content.encode("utf-8", "replace").decode()  # a lone surrogate becomes "?"
+    return Message(_ROLES[role], encodable)

@@ -41,7 +41,7 @@ class Engine:
             self._unload(name)
 
     def find(self, name: str) -> tuple[ServedModel | None, Doc | None]:
-        """Return (entry of the models file, None) for a base model, (entry of its base model, object) for a tuned model.
+        """Return (entry of the models file, None) for a base model, (entry of its base, object) for a tuned model.
 
         Raises a 404 ApiError for an unknown name. The entry is None if the base model is no longer served.
         """

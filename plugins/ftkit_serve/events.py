@@ -77,7 +77,7 @@ def _record_step(database: Database, job: str, row: Doc) -> None:
 
 
 def metrics(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a logged step with OpenAI's names of metrics, for events and checkpoints, without numbers that are not finite."""
+    """Return a logged step with OpenAI's names of metrics. Numbers that are not finite are left out."""
     found: dict[str, Any] = {"step": row["step"]}
     for name, keys in _METRICS.items():
         value = next((row[key] for key in keys if isinstance(row.get(key), int | float)), None)

@@ -1,4 +1,4 @@
-"""Uploaded files and files that the server makes: the content on disk, under the server's ids; the rest in the database."""
+"""Uploaded files and files that the server makes: the content on disk, all else in the database."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Files:
         return self.folder / id
 
     def write(self, id: str, *sources: Source) -> int:
-        """Write the sources, one after the other, and return the number of bytes. The file appears when it is complete."""
+        """Write the sources one after the other and return the number of bytes. The file appears when complete."""
         temporary = self.folder / f"{id}.tmp"
         try:
             with open(temporary, "wb") as file:

@@ -150,7 +150,7 @@ class Jobs:
         return RunContext.open(directory)
 
     def _watch(self, job: Doc) -> None:
-        """Record new training steps. End the child if the job was paused or cancelled, and the job if the child ended."""
+        """Record new training steps. End the child if the job was paused or cancelled, the job if the child ended."""
         assert self._child is not None
         child = self._child[1]
         if job["status"] == "queued":  # paused and resumed within one interval: the child still runs

@@ -82,7 +82,10 @@ class Database:
         return json.loads(row[0]) if row else None
 
     def update(self, kind: str, id: str, if_status: Collection[str] | None = None, **changes: Any) -> Doc | None:
-        """Merge `changes` into an object and return it. None: there is no such object, or its status is not in `if_status`."""
+        """Merge `changes` into an object and return it.
+
+        Returns None, and changes nothing, if there is no such object or its status is not in `if_status`.
+        """
         with self._lock:
             doc = self.get(kind, id)
             if doc is None or (if_status is not None and doc["status"] not in if_status):

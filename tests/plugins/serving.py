@@ -19,7 +19,7 @@ import pytest
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 pytest.importorskip("fastapi", reason="fastapi is not installed")
 
-# The fake backend of tests/fakes.py as a model: each "epoch" is one of its steps, the tuned model answers in upper case.
+# The fake backend of tests/fakes.py as a model: an "epoch" is one of its steps, the tuned model answers in upper case.
 FAKE_MODELS = """
 fake-base:
   backend: {plugin: fake, skill: 1.0, batch_size: 3}
