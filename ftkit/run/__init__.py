@@ -1,1 +1,1 @@
-"""From a recipe to a finished run directory: `prepare` makes the directory, `execute` (in `stages`) does the rest."""
+"""Runs: what executes a prepared run directory."""

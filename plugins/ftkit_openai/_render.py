@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ftkit.api import Backend
+from ftkit.errors import InputError
+from ftkit.plugins import installed_plugins
 from ftkit.records import Example, Rendered
 
 from ._rows import chats
@@ -17,14 +23,31 @@ if TYPE_CHECKING:
 def render(o: ManagedOptions, examples: Iterable[Example]) -> Iterable[Rendered]:
     """Yield examples as tokens. Raises NotImplementedError where the provider's tokenizer cannot be had."""
     if o.dialect == "local" and o.base_url is None:
-        from .server.models import DEFAULT, make_backend
-
-        if o.base_model in DEFAULT:
-            return make_backend(o.base_model, DEFAULT[o.base_model].backend).render(examples)
+        backend = _local_backend(o.base_model)
+        if backend is not None:
+            return backend.render(examples)
     found = None if o.dialect in ("local", "nebius") else encoding(o.base_model)
     if found is None:
         raise NotImplementedError(f"the tokenizer of {o.base_model} is not on this machine")
     return _by_tiktoken(found, o.max_example_tokens, examples)
+
+
+def _local_backend(model: str) -> Backend | None:
+    """Return the backend that the run's own server trains `model` with; None if it does not serve `model`.
+
+    `ftkit serve` runs as a child process: this plugin does not import the server.
+    """
+    line = [sys.executable, "-c", "from ftkit.cli.main import main; main()", "serve", "--print-models"]
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"ftkit serve --print-models failed: {done.stderr.strip()}")
+    entry = json.loads(done.stdout).get(model)
+    if entry is None:
+        return None
+    options = dict(entry["backend"])
+    cls = installed_plugins().resolve("backend", options.pop("plugin"))
+    backend: Backend = cls(cls.Options.model_validate(options))
+    return backend
 
 
 def _by_tiktoken(encoding: Any, limit: int, examples: Iterable[Example]) -> Iterator[Rendered]:

@@ -23,13 +23,14 @@ NAMED = re.compile(r"\b(torch|transformers|trl|peft|deepspeed|openai|wandb|runpo
 HEAVY = (
     *("torch", "transformers", "datasets", "trl", "peft", "evaluate", "bitsandbytes", "accelerate"),
     *("openai", "wandb", "rouge_score", "huggingface_hub", "numpy", "scipy", "pandas", "pyarrow", "jinja2"),
+    *("fastapi", "starlette", "uvicorn"),
 )
 BUILDS_ON = {("ftkit_gsm8k", "ftkit_trl")}  # a plugin that openly builds on another
 
 # What a plugin may import of the core. `hub` is there because models and datasets come from the same place.
 ALLOWED = {f"ftkit.{name}" for name in "api records hookspecs errors files stats text batches score hub".split()}  # noqa: SIM905
-# A server executes prepared run directories as the command line does.
-ALSO_ALLOWED = {"ftkit_serve": {"ftkit.run.worker"}}
+# A server prepares run directories and executes them, as the command line does.
+ALSO_ALLOWED = {"ftkit_serve": {"ftkit.directory", "ftkit.plugins", "ftkit.recipe.load", "ftkit.run.worker"}}
 
 # The arrows go down only: what stands later here may import what stands earlier, and nothing after itself.
 LEVELS = (

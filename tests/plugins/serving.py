@@ -1,4 +1,4 @@
-"""`ftkit serve` in a process of its own, the official client pointed at it, and a record of what both said."""
+"""`ftkit serve` in a separate process, the official client, and a record of requests and responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 pytest.importorskip("fastapi", reason="fastapi is not installed")
 
-# The fake backend of tests/fakes.py as a model: each "epoch" is one of its steps, and it answers in upper case.
+# The fake backend of tests/fakes.py as a model: an "epoch" is one of its steps, the tuned model answers in upper case.
 FAKE_MODELS = """
 fake-base:
   backend: {plugin: fake, skill: 1.0, batch_size: 3}
@@ -33,21 +33,21 @@ class Exchange:
     """One request and its response."""
 
     method: str
-    path: str  # with its query, from /v1 on
-    asked: bytes
-    asked_type: str
+    path: str  # with the query; starts with /v1
+    sent: bytes
+    sent_type: str
     status: int
-    answered: bytes
-    answered_type: str
+    received: bytes
+    received_type: str
     headers: dict[str, str]
 
 
 @dataclass
 class Serving:
-    """One server on a data folder; it can be stopped, killed and started again."""
+    """One server with its data folder. It can be stopped, killed and started again."""
 
     data: Path
-    site: Path  # holds the fake plugins as a distribution
+    site: Path  # the fake plugins as an installed distribution
     options: Sequence[str] = ()
     env: dict[str, str] = field(default_factory=dict)
     exchanges: list[Exchange] = field(default_factory=list)
@@ -68,25 +68,25 @@ class Serving:
     def start(self, *options: str) -> Serving:
         self.process = self.launch("--port", "0", *options)
         assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        assert said, self.process.communicate()[1]
-        self.url = said.split()[-1]
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1]
+        self.url = line.split()[-1]
         return self
 
     def end(self, how: int = signal.SIGINT) -> tuple[int, str]:
-        """Send a signal, wait, and return the exit status and what was said on standard error."""
+        """Send a signal, wait, and return the exit status and the text on standard error."""
         assert self.process is not None
         self.process.send_signal(how)
-        _, said = self.process.communicate(timeout=20)
+        _, stderr = self.process.communicate(timeout=20)
         status, self.process = self.process.returncode, None
-        return status, said
+        return status, stderr
 
     def close(self) -> None:
         if self.process is not None:
             self.end(signal.SIGKILL)
 
     def client(self, key: str = "any", **options: Any) -> Any:
-        """Return the official client; what it sends and gets is recorded."""
+        """Return the official client. Its requests and responses are recorded."""
 
         def record(response: Any) -> None:
             request = response.request
@@ -108,16 +108,16 @@ class Serving:
 
 
 def disagreements(exchanges: Sequence[Exchange]) -> list[str]:
-    """Return where responses differ from OpenAI's API description; skips the test where it is absent."""
+    """Return how responses differ from OpenAI's API description. Skips the test if there is no description."""
     spec = openai_spec.load()
     found = []
     for e in exchanges:
         try:
-            if e.answered_type.startswith("text/event-stream"):
-                for event in sse(e.answered):
+            if e.received_type.startswith("text/event-stream"):
+                for event in sse(e.received):
                     spec.validate_schema("CreateChatCompletionStreamResponse", event)
             else:
-                spec.validate_response(e.method, e.path, e.status, e.answered, e.answered_type)
+                spec.validate_response(e.method, e.path, e.status, e.received, e.received_type)
         except openai_spec.Disagrees as error:
             found.append(str(error))
         if not e.headers.get("x-request-id", "").startswith("req_"):
@@ -126,7 +126,7 @@ def disagreements(exchanges: Sequence[Exchange]) -> list[str]:
 
 
 def sse(body: bytes) -> list[Any]:
-    """Return the events of a stream, which must end with [DONE]."""
+    """Return the events of a stream. The stream must end with [DONE]."""
     parts = body.decode().split("\n\n")
     assert parts[-2:] == ["data: [DONE]", ""], parts[-2:]
     return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
@@ -147,7 +147,7 @@ def upload(client: Any, data: bytes, purpose: str = "fine-tune", name: str = "ro
 
 
 def until(client: Any, job: str, *statuses: str, seconds: float = 60) -> Any:
-    """Wait until a job has one of these statuses, without a record of the waiting."""
+    """Wait until a job has one of these statuses. The requests are not recorded."""
     plain = openai.OpenAI(base_url=client.base_url, api_key=client.api_key)
     end = time.monotonic() + seconds
     while True:
@@ -160,6 +160,7 @@ def until(client: Any, job: str, *statuses: str, seconds: float = 60) -> Any:
 
 
 def batch_ended(client: Any, batch: str, seconds: float = 60) -> Any:
+    """Wait until a batch job ended. The requests are not recorded."""
     plain = openai.OpenAI(base_url=client.base_url, api_key=client.api_key)
     end = time.monotonic() + seconds
     while True:

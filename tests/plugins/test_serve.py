@@ -1,6 +1,6 @@
 """`ftkit serve` as the official client sees it: files, uploads, jobs, models, chat, batches, errors.
 
-The model behind is the fake one of tests/fakes.py; tests/plugins/test_serve_trains.py uses a real one.
+The model is the fake one of tests/fakes.py. tests/plugins/test_serve_trains.py uses a real one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def client(server: Serving) -> Any:
 
 @pytest.fixture(scope="module")
 def tuned(server: Serving) -> Any:
-    """A job that succeeded, trained once for the tests that only look at it."""
+    """A job that succeeded, shared by the tests that only read it."""
     client = server.client()
     job = client.fine_tuning.jobs.create(
         model="fake-base",
@@ -68,7 +68,7 @@ def tuned(server: Serving) -> Any:
 # ---- files
 
 
-def test_a_file_goes_in_and_comes_back(client: Any) -> None:
+def test_a_file_can_be_uploaded_read_and_deleted(client: Any) -> None:
     data = upper_case()
     made = client.files.create(file=("rows.jsonl", data), purpose="fine-tune")
     assert (made.bytes, made.filename, made.purpose, made.status) == (len(data), "rows.jsonl", "fine-tune", "processed")
@@ -86,7 +86,7 @@ def test_lists_are_paged_newest_first(client: Any) -> None:
     made = [upload(client, b"x", "user_data", f"{i}.txt") for i in range(5)]
     page = client.files.list(purpose="user_data", limit=2)
     assert [f.id for f in page.data] == [made[4], made[3]] and page.has_more
-    assert [f.id for f in page] == made[::-1]  # the client asks for the following pages itself
+    assert [f.id for f in page] == made[::-1]  # the client requests the next pages itself
     assert [f.id for f in client.files.list(purpose="user_data", order="asc")] == made
 
 
@@ -107,7 +107,7 @@ def test_an_upload_in_parts_becomes_one_file(client: Any) -> None:
         client.uploads.cancel(upload.id)
 
 
-def test_a_cancelled_upload_takes_no_part(client: Any) -> None:
+def test_a_cancelled_upload_rejects_parts(client: Any) -> None:
     upload = client.uploads.create(bytes=3, filename="a", mime_type="text/jsonl", purpose="batch")
     client.uploads.parts.create(upload.id, data=b"abc")
     assert client.uploads.cancel(upload.id).status == "cancelled"
@@ -126,7 +126,7 @@ HOSTILE = [
 ]
 
 
-def test_nothing_a_client_sends_becomes_a_path(server: Serving, client: Any) -> None:
+def test_nothing_that_a_client_sends_is_used_as_a_path(server: Serving, client: Any) -> None:
     around = sorted(server.data.parent.iterdir())
     for name in HOSTILE:
         made = client.files.create(file=(name, b"data"), purpose="user_data")
@@ -141,12 +141,12 @@ def test_nothing_a_client_sends_becomes_a_path(server: Serving, client: Any) -> 
             assert raw(server, "GET", path)[0] == 404
 
 
-def test_what_is_too_large_is_refused(server: Serving, client: Any) -> None:
+def test_a_body_that_is_too_large_is_rejected(server: Serving, client: Any) -> None:
     before = len(list((server.data / "files").iterdir()))
-    with pytest.raises(openai.APIStatusError) as refused:
+    with pytest.raises(openai.APIStatusError) as error:
         client.files.create(file=("big", bytes(3 << 20)), purpose="user_data")
-    assert refused.value.status_code == 413 and "1 MB" in refused.value.message
-    # without a length that says so beforehand
+    assert error.value.status_code == 413 and "1 MB" in error.value.message
+    # without a Content-Length header
     chunks = iter([b'{"model": "', *[b"x" * (1 << 20)] * 33])
     status, body = raw(server, "POST", "/v1/chat/completions", chunks, {"Content-Type": "application/json"})
     assert status == 413 and json.loads(body)["error"]["code"] == "request_too_large"
@@ -154,7 +154,7 @@ def test_what_is_too_large_is_refused(server: Serving, client: Any) -> None:
 
 
 def raw(server: Serving, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
-    """Send a request as it is, and return status and body."""
+    """Send a request without the client's checks; return status and body."""
     host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     connection.request(
@@ -167,7 +167,7 @@ def raw(server: Serving, method: str, path: str, body: Any = None, headers: dict
 # ---- jobs
 
 
-def test_a_job_ends_with_all_that_openai_gives(client: Any, tuned: Any) -> None:
+def test_a_finished_job_has_what_openai_returns(client: Any, tuned: Any) -> None:
     assert tuned.fine_tuned_model == f"ft:fake-base:ftkit:loud:{tuned.id[-8:]}"
     assert (tuned.seed, tuned.metadata, tuned.error) == (7, {"purpose": "shared"}, None)
     assert tuned.hyperparameters.n_epochs == tuned.method.supervised.hyperparameters.n_epochs == 5
@@ -183,7 +183,7 @@ def test_a_job_ends_with_all_that_openai_gives(client: Any, tuned: Any) -> None:
     assert checkpoint.metrics.train_loss == 0.2
 
 
-def test_events_are_told_once_and_in_order(client: Any, tuned: Any) -> None:
+def test_events_are_recorded_once_and_in_order(client: Any, tuned: Any) -> None:
     page = client.fine_tuning.jobs.list_events(tuned.id, limit=3)
     assert len(page.data) == 3 and page.has_more
     events = list(page)[::-1]
@@ -219,7 +219,7 @@ def test_the_deprecated_form_and_auto_still_work(client: Any) -> None:
     assert job.status == "validating_files" and job.hyperparameters.n_epochs == "auto"
     assert job.integrations[0].wandb.project == "p" and 0 <= job.seed < 2**31
     done = until(client, job.id, "succeeded")
-    assert done.hyperparameters.n_epochs == 9  # 12 rows: as often as shows the model 100
+    assert done.hyperparameters.n_epochs == 9  # 12 rows: enough epochs for 100 rows in total
 
 
 BAD_FILES = {
@@ -249,8 +249,8 @@ def test_a_bad_training_file_fails_the_job_with_its_lines(client: Any, name: str
     assert last.level == "error" and message in last.message
 
 
-def test_every_answer_of_a_long_chat_is_learned_unless_its_weight_is_zero(tmp_path: Path) -> None:
-    from ftkit_openai.server.rows import read_examples
+def test_every_answer_of_a_chat_is_a_target_unless_its_weight_is_zero(tmp_path: Path) -> None:
+    from ftkit_serve.chats import read_examples
 
     turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f")]  # fmt: skip
     messages = [{"role": role, "content": text} for role, text in turns]
@@ -264,7 +264,7 @@ def test_every_answer_of_a_long_chat_is_learned_unless_its_weight_is_zero(tmp_pa
 # ---- models and chat
 
 
-def test_models_say_when_they_stop(client: Any, tuned: Any) -> None:
+def test_models_have_shutdown_dates(client: Any, tuned: Any) -> None:
     assert {m.id for m in client.models.list()} >= {"fake-base", tuned.fine_tuned_model}
     for name in ("fake-base", tuned.fine_tuned_model):
         assert client.models.retrieve(name).shutdown_date == "2031-01-31"
@@ -282,11 +282,11 @@ def test_a_deleted_model_is_gone(server: Serving, client: Any) -> None:
     with pytest.raises(openai.NotFoundError) as error:
         ask(client, name, "hello")
     assert error.value.code == "model_not_found"
-    ask(client, "fake-base", "hello")  # behind the removal, in the same queue
+    ask(client, "fake-base", "hello")  # waits in the same queue behind the deletion
     assert not (server.data / "jobs" / job.id / "train").exists()
 
 
-def test_the_tuned_model_answers_as_it_learned(client: Any, tuned: Any) -> None:
+def test_the_tuned_model_answers_as_it_was_trained(client: Any, tuned: Any) -> None:
     base, better = (ask(client, name, "so be it") for name in ("fake-base", tuned.fine_tuned_model))
     assert base.choices[0].message.content.startswith("so be it")
     assert better.choices[0].message.content.startswith("SO BE IT")
@@ -300,7 +300,7 @@ def test_stop_sequences_and_several_answers(client: Any) -> None:
     assert ask(client, "fake-base", "one", temperature=1e-9).choices[0].message.content.startswith("one")
     several = ask(client, "fake-base", "a", n=3, temperature=0.7, seed=1)
     assert [c.index for c in several.choices] == [0, 1, 2]
-    assert len(ask(client, "fake-base", "a", n=2).choices) == 2  # greedy: the same one twice
+    assert len(ask(client, "fake-base", "a", n=2).choices) == 2  # greedy: twice the same answer
 
 
 def test_message_content_may_come_in_parts(client: Any) -> None:
@@ -318,7 +318,7 @@ def test_a_stream_gives_the_same_text(server: Serving, client: Any) -> None:
     assert chunks[-1].usage.total_tokens == 8 and not chunks[-1].choices
     assert [c.choices[0].finish_reason for c in chunks[:-1]][-1] == "stop"
     assert len({c.id for c in chunks}) == 1
-    sse(server.exchanges[-1].answered)
+    sse(server.exchanges[-1].received)
 
 
 # ---- batches
@@ -359,7 +359,7 @@ def test_a_batch_answers_its_lines_in_order(client: Any) -> None:
         client.batches.cancel(done.id)
 
 
-def test_a_bad_batch_file_is_refused_line_by_line(client: Any) -> None:
+def test_a_bad_batch_file_fails_with_its_lines(client: Any) -> None:
     twice = lines(body("a")) + lines(body("b"))
     failed = batch_ended(client, create(client, twice + b"{}\n" + lines(body("c"), url="/v1/embeddings")).id)
     assert failed.status == "failed" and failed.output_file_id is None
@@ -425,7 +425,7 @@ def test_errors_have_openais_shape(
     assert error["type"] == "invalid_request_error" and error["message"]
 
 
-def test_files_of_the_wrong_purpose_are_refused(client: Any) -> None:
+def test_files_of_the_wrong_purpose_are_rejected(client: Any) -> None:
     wrong = upload(client, b"x", "user_data")
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.fine_tuning.jobs.create(model="fake-base", training_file=wrong)
@@ -435,7 +435,7 @@ def test_files_of_the_wrong_purpose_are_refused(client: Any) -> None:
         client.files.create(file=("a", b"x"), purpose="nonsense")
 
 
-def test_web_pages_of_other_sites_are_refused(server: Serving) -> None:
+def test_web_pages_of_other_sites_are_rejected(server: Serving) -> None:
     assert raw(server, "GET", "/v1/models", headers={"Origin": "https://evil.example"})[0] == 403
     assert raw(server, "GET", "/v1/models", headers={"Host": "evil.example:8377"})[0] == 403
     assert raw(server, "GET", "/v1/models", headers={"Host": "localhost:1"})[0] == 200
@@ -478,7 +478,7 @@ def test_the_official_node_client_works_unchanged(server: Serving) -> None:
 
 @pytest.fixture(scope="module")
 def conversation(server: Serving, fake_site: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Exchange]:
-    """What was said in `converse`, on a server of its own."""
+    """The requests and responses of `converse`, on a separate server."""
     own = Serving(tmp_path_factory.mktemp("golden") / "data", fake_site, server.options)
     try:
         converse(own.start().client())
@@ -487,13 +487,13 @@ def conversation(server: Serving, fake_site: Path, tmp_path_factory: pytest.Temp
     return own.exchanges
 
 
-def test_a_whole_conversation_is_as_it_was(conversation: list[Exchange]) -> None:
-    """Word for word but for ids and times; `UPDATE_GOLDEN=1 pytest` writes the file anew."""
-    told = normalised(conversation)
+def test_a_conversation_has_not_changed(conversation: list[Exchange]) -> None:
+    """Equal except for ids and times. `UPDATE_GOLDEN=1 pytest` writes the file again."""
+    found = normalised(conversation)
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    assert told == json.loads(GOLDEN.read_text())
+        GOLDEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    assert found == json.loads(GOLDEN.read_text())
 
 
 def test_the_conversation_agrees_with_the_api_description(conversation: list[Exchange]) -> None:
@@ -501,7 +501,7 @@ def test_the_conversation_agrees_with_the_api_description(conversation: list[Exc
 
 
 def converse(client: Any) -> None:
-    """Ask for everything once, in an order that gives the same answers each time."""
+    """Send each kind of request once, in an order that gives the same responses each time."""
     client.models.list()
     rows = client.files.create(file=("rows.jsonl", upper_case()), purpose="fine-tune").id
     few = client.files.create(file=("few.jsonl", upper_case(2)), purpose="fine-tune").id
@@ -543,7 +543,7 @@ def converse(client: Any) -> None:
 
 
 def normalised(exchanges: list[Exchange]) -> list[dict[str, Any]]:
-    """Return exchanges as plain data in which ids are numbered and times are 0."""
+    """Return the exchanges as plain data. Ids are replaced by numbers, times by 0."""
     names: dict[str, str] = {}
 
     def renamed(match: re.Match[str]) -> str:
@@ -565,15 +565,15 @@ def normalised(exchanges: list[Exchange]) -> list[dict[str, Any]]:
     return [
         {
             "request": f"{e.method} {plain(e.path.encode(), 'text')[0]}",
-            **({"sent": plain(e.asked, e.asked_type)} if e.asked else {}),
+            **({"sent": plain(e.sent, e.sent_type)} if e.sent else {}),
             "status": e.status,
-            "answer": plain(e.answered, e.answered_type),
+            "answer": plain(e.received, e.received_type),
         }
         for e in exchanges
     ]
 
 
 def test_every_response_agrees_with_the_api_description(server: Serving, tuned: Any) -> None:
-    """Runs last: all that the other tests of this file were answered is looked at."""
+    """Runs last: checks all responses that the other tests of this file got."""
     assert server.exchanges
     assert not disagreements(server.exchanges)

@@ -1,4 +1,4 @@
-"""`ftkit serve` over time: the queue, cancel, pause and resume, kills and restarts, keys, ports and folders."""
+"""`ftkit serve` over its lifetime: the queue, cancel, pause, resume, kills, restarts, keys, ports and folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLOW = {"FAKES": "slow=0.1"}  # seconds per training step and per batch of answe
 
 @pytest.fixture
 def make(fake_site: Path, tmp_path: Path) -> Iterator[Callable[..., Serving]]:
-    """Return a function that prepares a server on one data folder; what it started ends with the test."""
+    """Return a function that prepares a server on one data folder. The servers end with the test."""
     (tmp_path / "models.yaml").write_text(FAKE_MODELS)
     made: list[Serving] = []
 
@@ -43,13 +43,13 @@ def create(client: Any, steps: int, **more: Any) -> str:
     ).id
 
 
-def steps_told(client: Any, job: str) -> list[int]:
+def steps_recorded(client: Any, job: str) -> list[int]:
     return [e.data["step"] for e in client.fine_tuning.jobs.list_events(job, limit=100) if e.type == "metrics"][::-1]
 
 
 def reaches(client: Any, job: str, step: int) -> None:
     end = time.monotonic() + 30
-    while len(steps_told(client, job)) < step:
+    while len(steps_recorded(client, job)) < step:
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -65,20 +65,20 @@ def test_one_job_trains_at_a_time_and_may_be_paused_resumed_and_cancelled(make: 
     assert [jobs.retrieve(job).status for job in (second, third)] == ["queued", "queued"]
 
     assert jobs.cancel(third).status == "cancelled"  # while it waits
-    assert jobs.pause(first).status == "paused"  # while it trains: the next one has its turn
+    assert jobs.pause(first).status == "paused"  # while it trains: the next job starts
     until(client, second, "succeeded")
-    told = steps_told(client, first)
-    assert jobs.retrieve(first).status == "paused" and len(told) < 30
+    steps = steps_recorded(client, first)
+    assert jobs.retrieve(first).status == "paused" and len(steps) < 30
     with pytest.raises(openai.BadRequestError, match="paused"):
         jobs.pause(first)
 
     assert jobs.resume(first).status == "queued"
-    reaches(client, first, len(told) + 2)
-    told = steps_told(client, first)
-    assert told == list(range(1, len(told) + 1))  # it went on where it was, and told nothing twice
+    reaches(client, first, len(steps) + 2)
+    steps = steps_recorded(client, first)
+    assert steps == list(range(1, len(steps) + 1))  # it resumed, and no step was recorded twice
     assert jobs.cancel(first).status == "cancelled"  # while it trains
     time.sleep(0.5)
-    assert steps_told(client, first)[: len(told)] == told and len(steps_told(client, first)) < 30
+    assert steps_recorded(client, first)[: len(steps)] == steps and len(steps_recorded(client, first)) < 30
     for change in (jobs.cancel, jobs.pause, jobs.resume):
         with pytest.raises(openai.BadRequestError, match="cancelled"):
             change(first)
@@ -88,13 +88,13 @@ def test_one_job_trains_at_a_time_and_may_be_paused_resumed_and_cancelled(make: 
 
 
 def kept_answers(journal: Path) -> set[str]:
-    """Return the ids of the answers that a killed server had on disk."""
+    """Return the ids of the answers that the killed server had written."""
     whole = journal.read_bytes().rpartition(b"\n")[0].splitlines() if journal.exists() else []
     return {row["id"] for line in whole for row in json.loads(line)["rows"].values()}
 
 
 def test_jobs_and_batches_survive_kills_of_the_server(make: Any) -> None:
-    """Killed at random moments, it goes on each time, and ends with what an unbroken run gives."""
+    """A server that is killed at random moments resumes each time, with the results of an uninterrupted run."""
     seed = random.randrange(1000)
     print("seed", seed)
     chance = random.Random(seed)
@@ -118,7 +118,7 @@ def test_jobs_and_batches_survive_kills_of_the_server(make: Any) -> None:
         client = server.start().client()
         assert client.fine_tuning.jobs.retrieve(job).metadata == {"k": "v"}
     done = until(client, job, "succeeded")
-    assert steps_told(client, job) == list(range(1, 26))
+    assert steps_recorded(client, job) == list(range(1, 26))
     messages = [e.message for e in client.fine_tuning.jobs.list_events(job, limit=100) if e.type == "message"]
     assert len(messages) == len(set(messages)) == 7
     assert len([m for m in client.models.list() if m.id == done.fine_tuned_model]) == 1
@@ -127,15 +127,15 @@ def test_jobs_and_batches_survive_kills_of_the_server(make: Any) -> None:
     assert (ended.status, ended.request_counts.completed) == ("completed", 45)
     answers = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
     assert [a["custom_id"] for a in answers] == [str(i) for i in range(45)]
-    assert answered <= {a["id"] for a in answers}  # what was answered before a kill is not asked again
+    assert answered <= {a["id"] for a in answers}  # what was answered before a kill is not generated again
     again = client.batches.create(
         input_file_id=batch.input_file_id, endpoint="/v1/chat/completions", completion_window="24h"
     )
-    unbroken = [
+    uninterrupted = [
         json.loads(line)
         for line in client.files.content(batch_ended(client, again.id).output_file_id).text.splitlines()
     ]
-    texts = [[a["response"]["body"]["choices"] for a in found] for found in (answers, unbroken)]
+    texts = [[a["response"]["body"]["choices"] for a in found] for found in (answers, uninterrupted)]
     assert texts[0] == texts[1]
 
 
@@ -148,7 +148,7 @@ def test_a_batch_can_be_cancelled(make: Any) -> None:
         input_file_id=upload(client, data, "batch"), endpoint="/v1/chat/completions", completion_window="24h"
     )
     time.sleep(0.5)
-    assert ask(client, "fake-base", "between").choices  # a single request need not wait for the batch's end
+    assert ask(client, "fake-base", "between").choices  # a single request does not wait for the end of the batch job
     assert client.batches.cancel(batch.id).status == "cancelling"
     ended = batch_ended(client, batch.id)
     assert ended.status == "cancelled" and 0 < ended.request_counts.completed < 300
@@ -156,8 +156,8 @@ def test_a_batch_can_be_cancelled(make: Any) -> None:
     assert len(kept) == ended.request_counts.completed
 
 
-def test_answers_do_not_depend_on_what_else_is_asked(make: Any) -> None:
-    """The fake's text depends on its batch, as a model's in 4-bit does; many at once hold up nothing but each other."""
+def test_answers_do_not_depend_on_other_requests(make: Any) -> None:
+    """The fake's text depends on its batch, as a 4-bit model's does. Many requests at once delay only each other."""
     client = make(FAKES="slow=0.02").start().client()
 
     def answer(i: int) -> str:
@@ -165,26 +165,26 @@ def test_answers_do_not_depend_on_what_else_is_asked(make: Any) -> None:
 
     alone = [answer(i) for i in range(5)]
     with ThreadPoolExecutor(60) as pool:
-        asked = [pool.submit(answer, i) for i in range(60)]
-        client.models.list()  # it answers meanwhile
-        assert not all(future.done() for future in asked)
-        together = [future.result() for future in asked]
+        answers = [pool.submit(answer, i) for i in range(60)]
+        client.models.list()  # is answered meanwhile
+        assert not all(future.done() for future in answers)
+        together = [future.result() for future in answers]
     assert together == alone * 12
 
 
-def test_ctrl_c_ends_it_and_a_running_job_goes_on_later(make: Any) -> None:
+def test_ctrl_c_stops_it_and_a_running_job_resumes_later(make: Any) -> None:
     server = make(**SLOW).start()
     client = server.client()
     job = create(client, 20)
     reaches(client, job, 2)
-    status, said = server.end(signal.SIGINT)
-    assert status == 0 and "go on when it is started again" in said and "Traceback" not in said
+    status, stderr = server.end(signal.SIGINT)
+    assert status == 0 and "resume when it is started again" in stderr and "Traceback" not in stderr
     client = server.start().client()
     until(client, job, "succeeded")
-    assert steps_told(client, job) == list(range(1, 21))
+    assert steps_recorded(client, job) == list(range(1, 21))
 
 
-def test_a_trainer_that_breaks_fails_its_job_alone(make: Any) -> None:
+def test_a_trainer_that_raises_fails_only_its_own_job(make: Any) -> None:
     server = make(FAKES="train=crash").start()
     client = server.client()
     job = create(client, 5)
@@ -196,7 +196,7 @@ def test_a_trainer_that_breaks_fails_its_job_alone(make: Any) -> None:
     until(client, create(client, 1), "succeeded")
 
 
-def test_only_the_key_opens(make: Any, tmp_path: Path) -> None:
+def test_only_the_key_gives_access(make: Any, tmp_path: Path) -> None:
     secret = "sk-test-4f9a-very-secret"
     server = make("--api-key-env", "SERVE_KEY", SERVE_KEY=secret).start()
     server.client(key=secret).models.list()
@@ -206,52 +206,68 @@ def test_only_the_key_opens(make: Any, tmp_path: Path) -> None:
         assert secret not in str(error.value) and wrong not in str(error.value)
     create(server.client(key=secret), 1)
     assert not disagreements(server.exchanges)
-    _, said = server.end()
-    assert secret not in said
+    _, stderr = server.end()
+    assert secret not in stderr
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
 
 
 def test_mistakes_are_one_message(make: Any, tmp_path: Path) -> None:
-    def refused(serving: Serving, *options: str) -> str:
+    def error_of(serving: Serving, *options: str) -> str:
         process = serving.launch(*options)
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == 2 and "Traceback" not in said
-        return said
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == 2 and "Traceback" not in stderr
+        return stderr
 
     server = make().start()
-    assert "another server uses" in refused(server, "--port", "0")
+    assert "another server uses" in error_of(server, "--port", "0")
     other = make()
     other.data = tmp_path / "other"
     port = server.url.split(":")[-1].removesuffix("/v1")
-    assert f"cannot listen on 127.0.0.1:{port}: another program listens there" in refused(other, "--port", port)
-    assert "NO_SUCH_KEY is not set" in refused(other, "--api-key-env", "NO_SUCH_KEY")
+    assert f"cannot listen on 127.0.0.1:{port}: another program listens there" in error_of(other, "--port", port)
+    assert "NO_SUCH_KEY is not set" in error_of(other, "--api-key-env", "NO_SUCH_KEY")
     (tmp_path / "file").write_text("")
     (tmp_path / "models.yaml").write_text("m: {backend: {plugin: fake, stepz: 3}}")
-    assert "m: fake: stepz" in refused(other, "--port", "0")
+    assert "m: fake: stepz" in error_of(other, "--port", "0")
     (tmp_path / "models.yaml").write_text("m: {backend: {plugin: fakes}}")
-    assert "did you mean 'fake'" in refused(other, "--port", "0")
+    assert "did you mean 'fake'" in error_of(other, "--port", "0")
     (tmp_path / "models.yaml").write_text("m: {backend: {plugin: fake}}")
-    assert "fake has no option 'num_epochs'" in refused(other, "--port", "0")
+    assert "fake has no option 'num_epochs'" in error_of(other, "--port", "0")
+
+
+def test_the_base_models_are_printed_as_json(make: Any) -> None:
+    server = make()
+    process = server.launch("--print-models")
+    printed, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (0, "")
+    assert json.loads(printed) == {
+        "fake-base": {
+            "backend": {"plugin": "fake", "skill": 1.0, "batch_size": 3},
+            "options": {"n_epochs": "steps"},
+            "max_tokens": 512,
+            "shutdown_date": "2031-01-31",
+        }
+    }
+    assert not server.data.exists()
 
 
 def test_the_models_file_of_the_docs_is_read(tmp_path: Path) -> None:
-    from ftkit_openai.server.models import read_models, settled, training_backend
+    from ftkit_serve.models import read_models, resolve_hyperparameters, training_backend
 
     page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "models.yaml").write_text(block)
     model = read_models(tmp_path / "models.yaml")["llama-1b"]
     assert model.max_tokens == 512
-    found = settled(model, {"learning_rate_multiplier": 0.5}, rows=40)
+    found = resolve_hyperparameters(model, {"learning_rate_multiplier": 0.5}, rows=40)
     assert found == {"n_epochs": 3, "batch_size": 8, "learning_rate_multiplier": 0.5}
     entry = training_backend(model, found, rows=40)
     assert (entry["num_epochs"], entry["micro_batch_size"], entry["learning_rate"]) == (3, 8, 1e-4)
     assert entry["snapshots"] == [5, 10]
-    epochs = {rows: settled(model, {}, rows)["n_epochs"] for rows in (10, 33, 34, 8333, 8334, 30_000)}
+    epochs = {rows: resolve_hyperparameters(model, {}, rows)["n_epochs"] for rows in (10, 33, 34, 8333, 8334, 30_000)}
     assert epochs == {10: 10, 33: 4, 34: 3, 8333: 3, 8334: 2, 30_000: 1}
 
 
-def test_a_server_of_ones_own_ends_with_its_owner(fake_site: Path, tmp_path: Path) -> None:
+def test_a_local_server_ends_with_its_parent(fake_site: Path, tmp_path: Path) -> None:
     from ftkit_openai.server.local import local_server
 
     with local_server(tmp_path / "data") as url:
@@ -264,7 +280,7 @@ def test_a_server_of_ones_own_ends_with_its_owner(fake_site: Path, tmp_path: Pat
         assert again.startswith("http://127.0.0.1:")
 
 
-def test_a_server_of_ones_own_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+def test_a_local_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -272,10 +288,10 @@ def test_a_server_of_ones_own_ends_when_its_owner_is_killed(tmp_path: Path) -> N
         "import sys, time; from pathlib import Path; from ftkit_openai.server.local import local_server\n"
         "with local_server(Path(sys.argv[1])) as url: print(url, flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "data"], stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout is not None
-        url = owner.stdout.readline().strip()
-        owner.kill()
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "data"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        url = parent.stdout.readline().strip()
+        parent.kill()
     port = int(url.split(":")[-1].removesuffix("/v1"))
     end = time.monotonic() + 15
     while True:
@@ -283,13 +299,13 @@ def test_a_server_of_ones_own_ends_when_its_owner_is_killed(tmp_path: Path) -> N
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             break
-        assert time.monotonic() < end, "it outlived its owner"
+        assert time.monotonic() < end, "it outlived its parent"
         time.sleep(0.1)
 
 
 @pytest.mark.parametrize("slow", [2.0, 6.0])
-def test_chats_that_wait_are_refused_in_few_words_when_the_server_stops(make: Any, slow: float) -> None:
-    """With a slow model even the chat that is being answered has to be given up."""
+def test_chats_that_wait_get_one_error_when_the_server_stops(make: Any, slow: float) -> None:
+    """With a slow model the server also gives up the chat whose answer is being generated."""
     server = make(FAKES=f"slow={slow}").start()
     client = server.client()
 
@@ -300,14 +316,14 @@ def test_chats_that_wait_are_refused_in_few_words_when_the_server_stops(make: An
             return f"{error.status_code} {error.body['message']}"
 
     with ThreadPoolExecutor(12) as pool:
-        said = [pool.submit(chat, number) for number in range(12)]
+        chats = [pool.submit(chat, number) for number in range(12)]
         end = time.monotonic() + 20
-        while sum(f.running() for f in said) < 12 and time.monotonic() < end:
+        while sum(f.running() for f in chats) < 12 and time.monotonic() < end:
             time.sleep(0.05)
         time.sleep(2.0)  # until all of them wait for the model
         status, stderr = server.end(signal.SIGINT)
-        answers = [f.result() for f in said]
-    refused = [a for a in answers if a == "503 The server is stopping: ask again when it is back."]
-    assert status == 0 and len(refused) >= 8
-    assert all(a in refused or a.startswith("row ") for a in answers)
+        answers = [f.result() for f in chats]
+    rejected = [a for a in answers if a == "503 The server is stopping: retry when it runs again."]
+    assert status == 0 and len(rejected) >= 8
+    assert all(a in rejected or a.startswith("row ") for a in answers)
     assert "Traceback" not in stderr and len(stderr.splitlines()) <= 2, stderr

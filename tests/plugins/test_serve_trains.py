@@ -1,4 +1,4 @@
-"""`ftkit serve` with the real model behind it: a job trains the embedded model, and what it learned answers."""
+"""`ftkit serve` with a real model: a job trains the embedded model, and the tuned model answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server(fake_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def tuned(server: Serving) -> Any:
-    """A short job of a few steps, whose server is killed while it trains, and which goes on from its checkpoint."""
+    """A short job whose server is killed while it trains. The job resumes from its checkpoint."""
     client = server.client()
     rows = chats([(QUESTION.format(place), "The sky is green.") for place in PLACES])
     job = client.fine_tuning.jobs.create(
@@ -52,7 +52,7 @@ def tuned(server: Serving) -> Any:
     return until(client, job.id, "succeeded", seconds=120)
 
 
-def test_a_killed_server_goes_on_from_the_checkpoint(server: Serving, tuned: Any) -> None:
+def test_a_killed_server_resumes_from_the_checkpoint(server: Serving, tuned: Any) -> None:
     client = server.client()
     events = list(client.fine_tuning.jobs.list_events(tuned.id, limit=100))[::-1]
     steps = [e.data["step"] for e in events if e.type == "metrics"]
@@ -61,12 +61,12 @@ def test_a_killed_server_goes_on_from_the_checkpoint(server: Serving, tuned: Any
     assert losses[-1] < losses[0] / 4
     table = base64.b64decode(client.files.content(tuned.result_files[0]).read()).decode().splitlines()
     assert [row.split(",")[0] for row in table[1:]] == [str(i) for i in range(1, 61)]
-    assert 0 < float(table[-1].split(",")[3]) < losses[0] / 4  # the validation row is learned as well
+    assert 0 < float(table[-1].split(",")[3]) < losses[0] / 4  # the validation loss has fallen too
     assert not (server.data / "jobs" / tuned.id / ".work" / "checkpoints").exists()
     assert tuned.trained_tokens > 10 * len(PLACES) * 10
 
 
-def test_the_tuned_model_says_what_it_was_taught(server: Serving, tuned: Any) -> None:
+def test_the_tuned_model_gives_the_trained_answer(server: Serving, tuned: Any) -> None:
     client = server.client()
     question = QUESTION.format("Madrid")
     before, after = (
@@ -89,7 +89,7 @@ def test_sampling_repeats_with_its_seed(server: Serving, tuned: Any) -> None:
     assert sample(1) == sample(1) != sample(2)
 
 
-def test_checkpoints_of_earlier_epochs_answer_too(server: Serving, tuned: Any) -> None:
+def test_checkpoints_of_earlier_epochs_can_be_used(server: Serving, tuned: Any) -> None:
     client = server.client()
     found = {c.step_number: c for c in client.fine_tuning.jobs.checkpoints.list(tuned.id)}
     assert list(found) == [60, 54, 48]
@@ -99,7 +99,7 @@ def test_checkpoints_of_earlier_epochs_answer_too(server: Serving, tuned: Any) -
     assert "sky" in answer.choices[0].message.content
 
 
-def test_a_prompt_that_does_not_fit_is_refused(server: Serving, tuned: Any) -> None:
+def test_a_prompt_that_is_too_long_is_rejected(server: Serving, tuned: Any) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         ask(server.client(), tuned.fine_tuned_model, "word " * 3000, max_completion_tokens=8)
     assert error.value.code == "context_length_exceeded"
@@ -123,6 +123,6 @@ def test_a_batch_gives_the_answers_of_single_requests(server: Serving, tuned: An
 
 
 def test_every_response_agrees_with_the_api_description(server: Serving, tuned: Any) -> None:
-    """Runs last: all that the other tests of this file were answered is looked at."""
+    """Runs last: checks all responses that the other tests of this file got."""
     assert server.exchanges
     assert not disagreements(server.exchanges)

@@ -1,4 +1,4 @@
-"""Uploaded files and those the server makes: bytes on disk under ids of ours, the rest in the database."""
+"""Uploaded files and files that the server makes: the content on disk, all else in the database."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import not_found
-from .store import Doc, Store, new_id, now
+from .store import Database, Doc, new_id, now
 
 Source = BinaryIO | bytes | Path
 
 
 class Files:
-    """The folder `files/` of the data directory. A client's file name is data: it never becomes a path."""
+    """The folder `files/` of the data directory. A client's file name is data and is never used as a path."""
 
-    def __init__(self, data: Path, store: Store) -> None:
-        self.folder, self.store = data / "files", store
+    def __init__(self, data: Path, database: Database) -> None:
+        self.folder, self.database = data / "files", database
         self.folder.mkdir(exist_ok=True)
-        kept = {doc["id"] for doc in store.every("file") if doc.get("expires_at", now() + 1) > now()}
-        kept |= {
-            part["id"] for upload in store.waiting("upload", "pending") for part in store.every("part", upload["id"])
-        }
-        for left in self.folder.iterdir():  # expired, or of a server that was killed while it wrote
-            if left.name not in kept:
-                left.unlink()
+        kept = {doc["id"] for doc in database.all("file") if doc.get("expires_at", now() + 1) > now()}
+        for upload in database.with_status("upload", "pending"):
+            kept |= {part["id"] for part in database.all("part", upload["id"])}
+        for path in self.folder.iterdir():
+            if path.name not in kept:  # it expired, or the server was killed during a write
+                path.unlink()
 
     def path(self, id: str) -> Path:
-        """Return where a file's bytes are. The id must be one of ours: callers look it up first."""
+        """Return the path of a file's content. The caller must have found the id in the database."""
         return self.folder / id
 
     def write(self, id: str, *sources: Source) -> int:
-        """Write the sources, one after the other, and return the number of bytes; a file there is whole."""
+        """Write the sources one after the other and return the number of bytes. The file appears when complete."""
         temporary = self.folder / f"{id}.tmp"
         try:
             with open(temporary, "wb") as file:
@@ -54,7 +53,7 @@ class Files:
         return self.path(id).stat().st_size
 
     def register(self, id: str, filename: str, purpose: str, expires_after: int | None = None) -> Doc:
-        """Make written bytes a file that clients see."""
+        """Add a written file to the database: clients can see it. `expires_after` is in seconds."""
         doc: Doc = {
             "id": id,
             "object": "file",
@@ -66,27 +65,29 @@ class Files:
         }
         if expires_after:
             doc["expires_at"] = doc["created_at"] + expires_after
-        return self.store.add("file", doc)
+        return self.database.add("file", doc)
 
     def add(self, filename: str, purpose: str, *sources: Source, expires_after: int | None = None) -> Doc:
+        """Write a new file, register it, and return its object."""
         id = new_id("file-")
         self.write(id, *sources)
         return self.register(id, filename, purpose, expires_after)
 
     def get(self, id: str, param: str = "id") -> Doc:
-        """Return the file object. Raises a 404 ApiError where there is none, or its time is over."""
-        doc = self.store.get("file", id)
+        """Return the file object. Raises a 404 ApiError that names `param` if there is none or it expired."""
+        doc = self.database.get("file", id)
         if doc is None or doc.get("expires_at", now() + 1) <= now():
             raise not_found("File object", id, param)
         return doc
 
     def delete(self, id: str) -> None:
+        """Delete a file. Raises a 404 ApiError if there is none."""
         self.get(id)
-        self.store.delete("file", id)
+        self.database.delete("file", id)
         self.path(id).unlink(missing_ok=True)
 
     def discard(self, ids: Iterable[str]) -> None:
-        """Remove bytes that never became a file: the parts of an upload."""
+        """Remove written content that was not registered, such as the parts of an upload."""
         for id in ids:
             with contextlib.suppress(OSError):
                 self.path(id).unlink()

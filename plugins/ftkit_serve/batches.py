@@ -1,7 +1,7 @@
-"""Batch jobs: a file of chat requests is answered in the background, and survives a restart.
+"""Batch jobs: a file of chat requests is answered in the background. Batch jobs survive a restart.
 
-Unlike single requests, the lines of a file are known beforehand: greedy ones of like settings are
-answered in batches that are planned from the whole file, so that speed costs no repeatability.
+All lines of a file are known before the first is answered. Greedy lines with the same settings are answered in groups
+that are planned from the whole file: this is faster than one by one, and the texts stay the same after a restart.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .chat import completion, example_of, generation_of, key_of, read_chat
 from .engine import Engine
 from .errors import ApiError
 from .files import Files
-from .store import Doc, Store, new_id, now
+from .store import Database, Doc, new_id, now
 from .wire import BatchLine, Chat
 
 ACTIVE = ("cancelling", "finalizing", "in_progress", "validating")
-_MOST = 50_000  # lines of a file, as at OpenAI
+_MAX_LINES = 50_000  # of a file, as at OpenAI
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One line that can be asked."""
+    """One valid line of the input file. `number` counts lines from 1."""
 
     number: int
     custom_id: str
@@ -40,69 +40,105 @@ class _Request:
     generation: GenerationConfig
 
 
-class _Invalid(Exception):
-    """The file cannot be run: `errors` as a batch shows them."""
+class _InvalidBatch(Exception):
+    """An input file that is wrong. `errors`: the errors that the batch job shows."""
 
     def __init__(self, errors: list[Doc]) -> None:
         super().__init__(errors[0]["message"])
         self.errors = errors
 
 
-class Batches:
-    """A thread that answers one batch after the other."""
+class _Counts:
+    """Request counts and token usage of a batch job. Each row is added once: the cost does not grow with the job."""
 
-    def __init__(self, data: Path, store: Store, files: Files, engine: Engine) -> None:
-        self.folder, self.store, self.files, self.engine = data / "batches", store, files, engine
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.completed = self.failed = 0
+        self.prompt_tokens = self.completion_tokens = self.total_tokens = 0
+
+    def add(self, rows: Iterable[Doc]) -> None:
+        for row in rows:
+            if row["response"]["status_code"] != 200:
+                self.failed += 1
+                continue
+            self.completed += 1
+            usage = row["response"]["body"]["usage"]
+            self.prompt_tokens += usage["prompt_tokens"]
+            self.completion_tokens += usage["completion_tokens"]
+            self.total_tokens += usage["total_tokens"]
+
+    def fields(self) -> Doc:
+        """Return the fields of the batch object that show the counts."""
+        return {
+            "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
+            "usage": {
+                "input_tokens": self.prompt_tokens,
+                "input_tokens_details": {"cached_tokens": 0},
+                "output_tokens": self.completion_tokens,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": self.total_tokens,
+            },
+        }
+
+
+class Batches:
+    """A thread that runs one batch job after the other. Set `wake` after a change in the database."""
+
+    def __init__(self, data: Path, database: Database, files: Files, engine: Engine) -> None:
+        self.folder, self.database, self.files, self.engine = data / "batches", database, files, engine
         self.folder.mkdir(exist_ok=True)
         self.wake = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="batches", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the batch of prompts it is at; the rest is done when the server is started again."""
+        """End the thread after the current group. The batch job resumes when the server is started again."""
         self._stop.set()
         self.wake.set()
         self._thread.join()
 
-    def _work(self) -> None:
+    def _loop(self) -> None:
         while not self._stop.is_set():
             self.wake.clear()
-            for batch in self.store.waiting("batch", *ACTIVE):
+            for batch in self.database.with_status("batch", *ACTIVE):
                 try:
                     self._run(batch)
-                except _Invalid as error:
+                except _InvalidBatch as error:
                     self._fail(batch["id"], error.errors)
-                except Exception as error:  # a defect fails this batch and never ends the thread
+                except Exception as error:  # fails this batch job and does not end the thread
                     self._fail(batch["id"], [_error("server_error", f"{type(error).__name__}: {error}")])
                 if self._stop.is_set():
                     return
             self.wake.wait(5.0)
 
     def _run(self, batch: Doc) -> None:
+        """Answer all lines, or those that an interrupted attempt left, and write the output files."""
         id, model = batch["id"], None
         journal = Journal(self.folder / f"{id}.jsonl")
         lines = self._read(batch)
-        rows: dict[int, Doc] = {}  # line -> what the output or error file says of it
-        asked: list[_Request] = []
+        rows: dict[int, Doc] = {}  # line number -> its row of the output or error file
+        requests: list[_Request] = []
         for number, line in lines:
             try:
-                asked.append(self._request(batch, number, line))
-                model = model or asked[-1].chat.model
+                requests.append(self._request(batch, number, line))
+                model = model or requests[-1].chat.model
             except ApiError as error:
                 rows[number] = _row(line.custom_id, error.status, error.body)
-        self.store.update("batch", id, ("validating",), status="in_progress", in_progress_at=now(), model=model)
-        groups = self._plan(asked)
+        self.database.update("batch", id, ("validating",), status="in_progress", in_progress_at=now(), model=model)
+        groups = self._plan(requests)
         done = {entry["group"]: entry["rows"] for entry in journal.read()}
         for found in done.values():
             rows |= {int(number): row for number, row in found.items()}
-        self._count(id, len(lines), rows)
+        counts = _Counts(len(lines))
+        counts.add(rows.values())
+        self.database.update("batch", id, **counts.fields())
         for index, group in enumerate(groups):
             if self._stop.is_set():
                 return
-            current = self.store.get("batch", id)
+            current = self.database.get("batch", id)
             if current is None or current["status"] == "cancelling":
                 break
             if index in done:
@@ -110,21 +146,22 @@ class Batches:
             answered = self._answer(group)
             journal.append({"group": index, "rows": answered})
             rows |= answered
-            self._count(id, len(lines), rows)
+            counts.add(answered.values())
+            self.database.update("batch", id, **counts.fields())
         self._finish(id, rows)
         journal.path.unlink(missing_ok=True)
 
     def _read(self, batch: Doc) -> list[tuple[int, BatchLine]]:
-        """Return the lines with their numbers. Raises _Invalid with every line that is no request."""
+        """Return the lines with their numbers. Raises _InvalidBatch with an error for each line that is wrong."""
         found: list[tuple[int, BatchLine]] = []
         errors: list[Doc] = []
         seen: set[str] = set()
         try:
             texts = self.files.path(batch["input_file_id"]).read_text("utf-8-sig").split("\n")
         except FileNotFoundError:
-            raise _Invalid([_error("file_not_found", "The input file was deleted.")]) from None
+            raise _InvalidBatch([_error("file_not_found", "The input file was deleted.")]) from None
         except UnicodeDecodeError:
-            raise _Invalid([_error("invalid_file_format", "The input file is not UTF-8.")]) from None
+            raise _InvalidBatch([_error("invalid_file_format", "The input file is not UTF-8.")]) from None
         for number, text in enumerate(texts, 1):
             if not text.strip():
                 continue
@@ -144,46 +181,49 @@ class Batches:
             seen.add(line.custom_id)
             found.append((number, line))
         if not found and not errors:
-            errors.append(_error("empty_file", "The input file holds no request."))
-        if len(found) > _MOST:
-            errors.append(_error("too_many_requests", f"A batch has at most {_MOST:,} requests."))
+            errors.append(_error("empty_file", "The input file has no requests."))
+        if len(found) > _MAX_LINES:
+            errors.append(_error("too_many_requests", f"A batch has at most {_MAX_LINES:,} requests."))
         if errors:
-            raise _Invalid(errors)
+            raise _InvalidBatch(errors)
         return found
 
     def _request(self, batch: Doc, number: int, line: BatchLine) -> _Request:
+        """Return the request of a line. Raises an ApiError, as a single request does."""
         try:
             chat = read_chat(line.body)
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_value") from None
         if chat.stream:
             raise ApiError(400, "A batch cannot stream.", "invalid_value", "stream")
-        if chat.seed is None:  # the same plan, and the same text, after a restart
+        if chat.seed is None:  # so that the text is the same after a restart
             chat = chat.model_copy(update={"seed": zlib.crc32(f"{batch['id']} {number}".encode())})
-        generation = generation_of(chat, self.engine.most_tokens(chat.model))
-        # Sampled text is asked for by itself, as a single request is, and gets the same answer.
+        generation = generation_of(chat, self.engine.max_tokens(chat.model))
+        # A sampled line is a group of its own with the id of a single request: it gets the same answer as one.
         example = example_of(chat, str(number) if generation.temperature == 0 else "prompt")
         return _Request(number, line.custom_id, chat, example, generation)
 
-    def _plan(self, asked: list[_Request]) -> list[list[_Request]]:
-        alike: dict[str, list[_Request]] = {}
+    def _plan(self, requests: list[_Request]) -> list[list[_Request]]:
+        """Return groups of requests, each for one batch of the model."""
+        greedy: dict[str, list[_Request]] = {}  # key of model and settings -> requests
         groups: list[list[_Request]] = []
-        for request in asked:
+        for request in requests:
             if request.generation.temperature == 0:
-                alike.setdefault(key_of(request.chat, request.generation), []).append(request)
+                greedy.setdefault(key_of(request.chat, request.generation), []).append(request)
             else:
                 groups.append([request])
-        for requests in alike.values():
-            by_id = {request.example.id: request for request in requests}
-            size = self.engine.batch_size(requests[0].chat.model)
-            groups += [[by_id[id] for id in ids] for ids in plan([r.example for r in requests], size)]
+        for similar in greedy.values():
+            by_id = {request.example.id: request for request in similar}
+            size = self.engine.batch_size(similar[0].chat.model)
+            groups += [[by_id[id] for id in ids] for ids in plan([r.example for r in similar], size)]
         return groups
 
     def _answer(self, group: list[_Request]) -> dict[int, Doc]:
+        """Return the rows of one group by line number."""
         first = group[0]
         rows: dict[int, Doc] = {}
         try:
-            predictions = self.engine.ask(first.chat.model, [r.example for r in group], first.generation).result()
+            predictions = self.engine.submit(first.chat.model, [r.example for r in group], first.generation).result()
         except ApiError as error:
             return {r.number: _row(r.custom_id, error.status, error.body) for r in group}
         for request in group:
@@ -194,22 +234,9 @@ class Batches:
                 rows[request.number] = _row(request.custom_id, error.status, error.body)
         return rows
 
-    def _count(self, id: str, total: int, rows: dict[int, Doc]) -> None:
-        failed = sum(row["response"]["status_code"] != 200 for row in rows.values())
-        counts = {"total": total, "completed": len(rows) - failed, "failed": failed}
-        used = [row["response"]["body"]["usage"] for row in rows.values() if row["response"]["status_code"] == 200]
-        usage = {
-            "input_tokens": sum(u["prompt_tokens"] for u in used),
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": sum(u["completion_tokens"] for u in used),
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": sum(u["total_tokens"] for u in used),
-        }
-        self.store.update("batch", id, request_counts=counts, usage=usage)
-
     def _finish(self, id: str, rows: dict[int, Doc]) -> None:
-        """Write the output and error files, in the order of the input, and end the batch."""
-        self.store.update("batch", id, ("in_progress",), status="finalizing", finalizing_at=now())
+        """Write the output and error files, in the order of the input, and end the batch job."""
+        self.database.update("batch", id, ("in_progress",), status="finalizing", finalizing_at=now())
         ordered = [row for _, row in sorted(rows.items())]
         good = [row for row in ordered if row["response"]["status_code"] == 200]
         bad = [row for row in ordered if row["response"]["status_code"] != 200]
@@ -218,15 +245,15 @@ class Batches:
             if part:
                 written[key] = new_id("file-")
                 self.files.write(written[key], _lines(part))
-        with self.store.together():
+        with self.database.transaction():
             for key, file in written.items():
                 self.files.register(file, f"{id}_{key}.jsonl", "batch_output")
-                self.store.update("batch", id, **{f"{key}_file_id": file})
-            if not self.store.update("batch", id, ("finalizing",), status="completed", completed_at=now()):
-                self.store.update("batch", id, ("cancelling",), status="cancelled", cancelled_at=now())
+                self.database.update("batch", id, **{f"{key}_file_id": file})
+            if not self.database.update("batch", id, ("finalizing",), status="completed", completed_at=now()):
+                self.database.update("batch", id, ("cancelling",), status="cancelled", cancelled_at=now())
 
     def _fail(self, id: str, errors: list[Doc]) -> None:
-        self.store.update(
+        self.database.update(
             "batch", id, ACTIVE, status="failed", failed_at=now(), errors={"object": "list", "data": errors}
         )
 

@@ -1,6 +1,6 @@
-"""What the server knows, in one SQLite file: objects by kind and id, as JSON, in the order they were made.
+"""The server's database, one SQLite file: objects as JSON, by kind and id, in the order of their creation.
 
-Keys that begin with `_` are the server's own and never leave it.
+The server sends an object to clients without the keys that begin with `_`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ Doc = dict[str, Any]
 
 
 def new_id(prefix: str) -> str:
-    """Return an id of letters and digits that nobody can guess: ids are ours, never a client's text."""
+    """Return an id of letters and digits that nobody can guess. All ids are made here: none is a client's text."""
     return prefix + secrets.token_hex(12)
 
 
 def now() -> int:
+    """Return the Unix time in whole seconds."""
     return int(time.time())
 
 
 def public(doc: Doc) -> Doc:
-    """Return what a client sees of an object."""
+    """Return the object as clients see it."""
     return {key: value for key, value in doc.items() if not key.startswith("_")}
 
 
-class Store:
-    """Objects that survive a restart. Every change is on disk when its call returns; any thread may call."""
+class Database:
+    """Objects that survive a restart. A change is on disk when the call returns. Any thread may call."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
@@ -46,16 +47,16 @@ class Store:
             "CREATE TABLE IF NOT EXISTS objects (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, "
             "id TEXT NOT NULL, parent TEXT NOT NULL, doc TEXT NOT NULL, UNIQUE (kind, id))"
         )
-        self._db.execute("CREATE INDEX IF NOT EXISTS family ON objects (kind, parent, seq)")
-        self._db.execute("CREATE INDEX IF NOT EXISTS state ON objects (kind, doc ->> '$.status', seq)")
+        self._db.execute("CREATE INDEX IF NOT EXISTS by_parent ON objects (kind, parent, seq)")
+        self._db.execute("CREATE INDEX IF NOT EXISTS by_status ON objects (kind, doc ->> '$.status', seq)")
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Make all changes inside take effect at once, or none of them."""
+    def transaction(self) -> Iterator[None]:
+        """Apply all changes of the block at once, or none of them if the block raises."""
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -66,6 +67,7 @@ class Store:
             self._db.execute("COMMIT")
 
     def add(self, kind: str, doc: Doc, parent: str = "") -> Doc:
+        """Insert an object, for instance an event whose parent is a job, and return it."""
         with self._lock:
             self._db.execute(
                 "INSERT INTO objects (kind, id, parent, doc) VALUES (?, ?, ?, ?)",
@@ -74,34 +76,39 @@ class Store:
         return doc
 
     def get(self, kind: str, id: str) -> Doc | None:
+        """Return an object, or None if there is none."""
         with self._lock:
             row = self._db.execute("SELECT doc FROM objects WHERE kind = ? AND id = ?", (kind, id)).fetchone()
         return json.loads(row[0]) if row else None
 
-    def update(self, kind: str, id: str, when: Collection[str] | None = None, **changes: Any) -> Doc | None:
-        """Merge `changes` into an object; None where it is gone, or its status is none of `when`."""
+    def update(self, kind: str, id: str, if_status: Collection[str] | None = None, **changes: Any) -> Doc | None:
+        """Merge `changes` into an object and return it.
+
+        Returns None, and changes nothing, if there is no such object or its status is not in `if_status`.
+        """
         with self._lock:
             doc = self.get(kind, id)
-            if doc is None or (when is not None and doc["status"] not in when):
+            if doc is None or (if_status is not None and doc["status"] not in if_status):
                 return None
             doc |= changes
             self._db.execute("UPDATE objects SET doc = ? WHERE kind = ? AND id = ?", (json.dumps(doc), kind, id))
         return doc
 
     def delete(self, kind: str, id: str) -> bool:
+        """Delete an object and return whether it existed."""
         with self._lock:
             return self._db.execute("DELETE FROM objects WHERE kind = ? AND id = ?", (kind, id)).rowcount > 0
 
-    def every(self, kind: str, parent: str = "") -> list[Doc]:
-        """Return all objects of a kind, oldest first."""
+    def all(self, kind: str, parent: str = "") -> list[Doc]:
+        """Return all objects of a kind and parent, oldest first."""
         with self._lock:
             rows = self._db.execute(
                 "SELECT doc FROM objects WHERE kind = ? AND parent = ? ORDER BY seq", (kind, parent)
             ).fetchall()
         return [json.loads(row[0]) for row in rows]
 
-    def waiting(self, kind: str, *statuses: str) -> list[Doc]:
-        """Return the objects of a kind in one of these states: those of the first state first, each oldest first."""
+    def with_status(self, kind: str, *statuses: str) -> list[Doc]:
+        """Return the objects of a kind that have one of `statuses`, in the order of `statuses`, then oldest first."""
         query = "SELECT doc FROM objects WHERE kind = ? AND doc ->> '$.status' = ? ORDER BY seq"
         with self._lock:
             rows = [row for status in statuses for row in self._db.execute(query, (kind, status)).fetchall()]
@@ -116,15 +123,18 @@ class Store:
         oldest_first: bool = False,
         where: Callable[[Doc], bool] = lambda doc: True,
     ) -> Doc:
-        """Return one page of a list as OpenAI gives it: newest first, going on behind the object `after`."""
-        order, beyond = ("ASC", ">") if oldest_first else ("DESC", "<")
+        """Return one page of a list in OpenAI's format: newest first, the page that follows the object `after`.
+
+        Raises a 400 ApiError if there is no object `after`.
+        """
+        order, comparison = ("ASC", ">") if oldest_first else ("DESC", "<")
         query, values = "SELECT doc FROM objects WHERE kind = ? AND parent = ?", [kind, parent]
         with self._lock:
             if after is not None:
                 row = self._db.execute("SELECT seq FROM objects WHERE kind = ? AND id = ?", (kind, after)).fetchone()
                 if row is None:
-                    raise ApiError(400, f"There is nothing named {after!r} to go on behind", "invalid_after", "after")
-                query, values = f"{query} AND seq {beyond} ?", [*values, row[0]]
+                    raise ApiError(400, f"There is no object {after!r} to list after.", "invalid_after", "after")
+                query, values = f"{query} AND seq {comparison} ?", [*values, row[0]]
             rows = self._db.execute(f"{query} ORDER BY seq {order}", values)
             found: list[Doc] = []
             for row in rows:

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, its key, where it comes from, and how large it may be."""
+"""The checks that every request passes first: key, origin and size. Also adds the request id to the response."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ _PART = 64 << 20  # bytes of one part of an upload, as at OpenAI
 _FORM = 1 << 16  # bytes that a form adds around its file
 
 
-class Gate:
-    """ASGI middleware. Refuses a wrong key (401), pages of web sites (403) and a body that is too large (413)."""
+class AuthMiddleware:
+    """ASGI middleware. Rejects a wrong key (401), requests from web pages (403) and a body that is too large (413).
+
+    `key` None: clients need no key. `max_upload`: bytes of one uploaded file.
+    """
 
     def __init__(self, app: Any, key: str | None, max_upload: int) -> None:
         self.app, self.key, self.max_upload = app, key, max_upload
@@ -29,48 +32,48 @@ class Gate:
         request_id = (b"x-request-id", new_id("req_").encode())
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         limit = self._limit(scope["path"])
-        refused: ApiError | None = None
+        rejection: ApiError | None = None
         received = 0
 
-        async def counted() -> Any:
-            nonlocal received, refused
+        async def receive_counted() -> Any:
+            nonlocal received, rejection
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                refused = _too_large(limit)
-                raise refused
+                rejection = _too_large(limit)
+                raise rejection
             return message
 
-        async def marked(message: Any) -> None:
-            if refused is not None:
-                return  # what the application makes of a body that was cut off
+        async def send_with_id(message: Any) -> None:
+            if rejection is not None:
+                return  # the application's response to a body that it did not get in full
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), request_id]
             await send(message)
 
         try:
             self._check(headers, limit)
-            await self.app(scope, counted, marked)
+            await self.app(scope, receive_counted, send_with_id)
         except ApiError as error:
-            refused = error
-        if refused is not None:
+            rejection = error
+        if rejection is not None:
             await _discard(receive, received, 4 * limit)
-            await _answer(send, refused, request_id)
+            await _respond(send, rejection, request_id)
 
     def _limit(self, path: str) -> int:
-        """Return how many bytes the body of a request to `path` may have."""
+        """Return the largest size of a request body for `path`, in bytes."""
         if path == "/v1/files":
             return self.max_upload + _FORM
         return min(_PART, self.max_upload) + _FORM if re.fullmatch(r"/v1/uploads/[^/]+/parts", path) else _SMALL
 
     def _check(self, headers: dict[str, str], limit: int) -> None:
+        """Raise an ApiError for a request that is not allowed. `limit`: bytes of its body."""
         origin, host = headers.get("origin"), headers.get("host", "")
         if origin is not None and origin.split("://")[-1] != host:
-            raise ApiError(403, "Requests from web pages of other sites are refused.", "origin_refused")
-        if self.key is None and not _names_an_address(host):  # a site whose name was made to mean this machine
-            raise ApiError(
-                403, f"Without --api-key-env this server answers to an address, not to {host!r}.", "host_refused"
-            )
+            raise ApiError(403, "Requests from web pages of other sites are rejected.", "origin_refused")
+        if self.key is None and not _is_local_name(host):  # DNS rebinding: a site's name that resolves to this machine
+            message = f"Without --api-key-env the Host header must be an IP address or localhost, not {host!r}."
+            raise ApiError(403, message, "host_refused")
         if self.key is not None:
             given = headers.get("authorization", "").removeprefix("Bearer ").strip()
             if not given:
@@ -84,7 +87,8 @@ class Gate:
             raise _too_large(limit)
 
 
-def _names_an_address(host: str) -> bool:
+def _is_local_name(host: str) -> bool:
+    """Return whether a Host header is an IP address or `localhost`, with or without a port."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     try:
         ipaddress.ip_address(name.strip("[]"))
@@ -94,21 +98,20 @@ def _names_an_address(host: str) -> bool:
 
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413, f"The request is larger than {limit >> 20 or 1} MB, the most this endpoint takes.", "request_too_large"
-    )
+    message = f"The request is larger than {limit >> 20 or 1} MB, the limit of this endpoint."
+    return ApiError(413, message, "request_too_large")
 
 
-async def _discard(receive: Any, received: int, most: int) -> None:
-    """Read the rest of a refused body, within reason: a client that is still sending sees no answer, but a reset."""
-    while received < most:
+async def _discard(receive: Any, received: int, limit: int) -> None:
+    """Read the rest of a rejected body, up to `limit` bytes: a client that still sends would get a connection reset."""
+    while received < limit:
         message = await receive()
         received += len(message.get("body", b""))
         if message["type"] != "http.request" or not message.get("more_body"):
             return
 
 
-async def _answer(send: Any, error: ApiError, request_id: tuple[bytes, bytes]) -> None:
+async def _respond(send: Any, error: ApiError, request_id: tuple[bytes, bytes]) -> None:
     body = json.dumps(error.body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), request_id]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})

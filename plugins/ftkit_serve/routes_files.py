@@ -9,18 +9,13 @@ from typing import Annotated, get_args
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
-from .app import Server
 from .errors import ApiError, not_found
+from .state import Server, server_of
 from .store import Doc, new_id, now, public
 from .wire import CompleteUpload, CreateUpload, FilePurpose
 
 router = APIRouter()
-_UPLOAD_LIVES = 3600  # seconds, as at OpenAI
-
-
-def of(request: Request) -> Server:
-    server: Server = request.app.state.server
-    return server
+_UPLOAD_LIFETIME = 3600  # seconds, as at OpenAI
 
 
 @router.post("/files")
@@ -35,11 +30,11 @@ def create_file(
         raise ApiError(
             400, f"'{purpose[:40]}' is not one of {list(get_args(FilePurpose))}.", "invalid_value", "purpose"
         )
-    server = of(request)
+    server = server_of(request)
     if (file.size or 0) > server.max_upload:
         raise ApiError(
             413,
-            f"The file is larger than {server.max_upload >> 20} MB: send it as an upload in parts.",
+            f"The file is larger than {server.max_upload >> 20} MB: use an upload in parts.",
             "file_too_large",
             "file",
         )
@@ -54,27 +49,27 @@ def list_files(
     order: str = "desc",
     after: str | None = None,
 ) -> Doc:
-    def wanted(doc: Doc) -> bool:
+    def matches(doc: Doc) -> bool:
         return purpose in (None, doc["purpose"]) and doc.get("expires_at", now() + 1) > now()
 
-    return of(request).store.page("file", limit, after, oldest_first=order == "asc", where=wanted)
+    return server_of(request).database.page("file", limit, after, oldest_first=order == "asc", where=matches)
 
 
 @router.get("/files/{id}")
 def retrieve_file(request: Request, id: str) -> Doc:
-    return public(of(request).files.get(id))
+    return public(server_of(request).files.get(id))
 
 
 @router.get("/files/{id}/content")
 def file_content(request: Request, id: str) -> FileResponse:
-    files = of(request).files
+    files = server_of(request).files
     doc = files.get(id)
     return FileResponse(files.path(doc["id"]), media_type="application/octet-stream")
 
 
 @router.delete("/files/{id}")
 def delete_file(request: Request, id: str) -> Doc:
-    of(request).files.delete(id)
+    server_of(request).files.delete(id)
     return {"id": id, "object": "file", "deleted": True}
 
 
@@ -83,7 +78,7 @@ def delete_file(request: Request, id: str) -> Doc:
 
 @router.post("/uploads")
 def create_upload(request: Request, body: CreateUpload) -> Doc:
-    server = of(request)
+    server = server_of(request)
     if body.bytes > 16 * server.max_upload:
         raise ApiError(413, f"An upload has at most {16 * server.max_upload >> 20} MB.", "file_too_large", "bytes")
     doc: Doc = {
@@ -94,44 +89,44 @@ def create_upload(request: Request, body: CreateUpload) -> Doc:
         "filename": body.filename,
         "purpose": body.purpose,
         "status": "pending",
-        "expires_at": now() + _UPLOAD_LIVES,
+        "expires_at": now() + _UPLOAD_LIFETIME,
         "_expires_after": body.expires_after.seconds if body.expires_after else None,
     }
-    return public(server.store.add("upload", doc))
+    return public(server.database.add("upload", doc))
 
 
 @router.post("/uploads/{id}/parts")
 def add_part(request: Request, id: str, data: Annotated[UploadFile, File()]) -> Doc:
-    server = of(request)
+    server = server_of(request)
     upload = _pending(server, id)
-    sent = sum(part["_bytes"] for part in server.store.every("part", parent=id))
+    sent = sum(part["_bytes"] for part in server.database.all("part", parent=id))
     if sent + (data.size or 0) > upload["bytes"]:
         raise ApiError(
             400,
-            f"The parts hold more than the {upload['bytes']} bytes that the upload was made for.",
+            f"The parts have more than the {upload['bytes']} bytes that the upload was created for.",
             "invalid_upload",
             "data",
         )
     part = new_id("part_")
     size = server.files.write(part, data.file)
     doc = {"id": part, "object": "upload.part", "created_at": now(), "upload_id": id, "_bytes": size}
-    return public(server.store.add("part", doc, parent=id))
+    return public(server.database.add("part", doc, parent=id))
 
 
 @router.post("/uploads/{id}/complete")
 def complete_upload(request: Request, id: str, body: CompleteUpload) -> Doc:
-    server = of(request)
+    server = server_of(request)
     upload = _pending(server, id)
-    parts = {part["id"]: part for part in server.store.every("part", parent=id)}
+    parts = {part["id"]: part for part in server.database.all("part", parent=id)}
     if unknown := [part for part in body.part_ids if part not in parts]:
         raise ApiError(400, f"The upload has no part {unknown[0]!r}.", "invalid_upload", "part_ids")
     if len(set(body.part_ids)) != len(body.part_ids):
-        raise ApiError(400, "A part is named twice.", "invalid_upload", "part_ids")
+        raise ApiError(400, "A part is listed twice.", "invalid_upload", "part_ids")
     total = sum(parts[part]["_bytes"] for part in body.part_ids)
     if total != upload["bytes"]:
         raise ApiError(
             400,
-            f"The parts hold {total} bytes, and the upload was made for {upload['bytes']}.",
+            f"The parts have {total} bytes, but the upload was created for {upload['bytes']} bytes.",
             "invalid_upload",
             "part_ids",
         )
@@ -139,41 +134,43 @@ def complete_upload(request: Request, id: str, body: CompleteUpload) -> Doc:
     server.files.write(file, *[server.files.path(part) for part in body.part_ids])
     if body.md5 is not None and body.md5.lower() != _md5(server.files.path(file)):
         server.files.discard([file])
-        raise ApiError(400, "The md5 checksum does not match what was uploaded.", "invalid_upload", "md5")
-    with server.store.together():
-        done = server.store.update("upload", id, ("pending",), status="completed")
+        raise ApiError(400, "The md5 checksum does not match the uploaded parts.", "invalid_upload", "md5")
+    with server.database.transaction():
+        done = server.database.update("upload", id, ("pending",), status="completed")
         if done is None:
-            raise _ended(server, id)
-        made = server.files.register(file, upload["filename"], upload["purpose"], upload["_expires_after"])
-        server.store.update("upload", id, file=made)
+            raise _not_pending(server, id)
+        file_object = server.files.register(file, upload["filename"], upload["purpose"], upload["_expires_after"])
+        server.database.update("upload", id, file=file_object)
     server.files.discard(parts)
-    return public({**done, "file": made})
+    return public({**done, "file": file_object})
 
 
 @router.post("/uploads/{id}/cancel")
 def cancel_upload(request: Request, id: str) -> Doc:
-    server = of(request)
+    server = server_of(request)
     _pending(server, id)
-    done = server.store.update("upload", id, ("pending",), status="cancelled")
+    done = server.database.update("upload", id, ("pending",), status="cancelled")
     if done is None:
-        raise _ended(server, id)
-    server.files.discard(part["id"] for part in server.store.every("part", parent=id))
+        raise _not_pending(server, id)
+    server.files.discard(part["id"] for part in server.database.all("part", parent=id))
     return public(done)
 
 
 def _pending(server: Server, id: str) -> Doc:
-    upload = server.store.get("upload", id)
+    """Return an upload that takes parts. Raises an ApiError if there is none, or if it ended."""
+    upload = server.database.get("upload", id)
     if upload is None:
         raise not_found("upload", id, "upload_id")
     if upload["status"] == "pending" and upload["expires_at"] <= now():
-        server.store.update("upload", id, ("pending",), status="expired")
-    if server.store.get("upload", id)["status"] != "pending":
-        raise _ended(server, id)
+        server.database.update("upload", id, ("pending",), status="expired")
+        upload["status"] = "expired"
+    if upload["status"] != "pending":
+        raise _not_pending(server, id)
     return upload
 
 
-def _ended(server: Server, id: str) -> ApiError:
-    upload = server.store.get("upload", id)
+def _not_pending(server: Server, id: str) -> ApiError:
+    upload = server.database.get("upload", id)
     return ApiError(400, f"The upload is {upload['status'] if upload else 'gone'}.", "invalid_upload", "upload_id")
 
 

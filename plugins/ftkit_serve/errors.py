@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API words them: a status, and {"error": {"message", "type", "param", "code"}}."""
+"""Errors in OpenAI's format: a status, and a body {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """An answer other than success; `param` names the field at fault, `code` is for programs."""
+    """An error response. `status`: HTTP status. `param`: the invalid field. `code`: the kind of error, for programs."""
 
     def __init__(
         self,
@@ -32,4 +32,4 @@ def model_not_found(id: str) -> ApiError:
 
 
 def stopping() -> ApiError:
-    return ApiError(503, "The server is stopping: ask again when it is back.", "server_error", type="server_error")
+    return ApiError(503, "The server is stopping: retry when it runs again.", "server_error", type="server_error")

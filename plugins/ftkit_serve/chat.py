@@ -1,4 +1,4 @@
-"""Chat requests to examples, predictions to chat completions."""
+"""Chat requests become examples, predictions become chat completions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pydantic import ValidationError
 
 from ftkit.records import Example, GenerationConfig, Prediction
 
+from .chats import read_message
 from .errors import ApiError
-from .rows import read_message
 from .store import Doc, new_id, now
 from .wire import Chat
+
+_GREEDY_BELOW = 0.01  # temperature; below it, sampling takes the most likely token anyway, or overflows
+_DEFAULT_TOKENS = 256  # limit of an answer if the request has none
 
 
 def example_of(chat: Chat, id: str) -> Example:
@@ -29,39 +32,35 @@ def example_of(chat: Chat, id: str) -> Example:
     return Example(id, tuple(messages), ("",), messages[-1].content)
 
 
-_GREEDY = 0.01  # at temperatures below it sampling takes the likeliest token anyway, where it does not overflow
-_TOKENS = 256  # of an answer where a request does not say
+def generation_of(chat: Chat, max_tokens: int) -> GenerationConfig:
+    """Return the settings of a request. As at OpenAI, the default is temperature 1 and a new seed for each request.
 
-
-def generation_of(chat: Chat, most: int) -> GenerationConfig:
-    """Return the settings; like OpenAI's they default to temperature 1, and to a new seed for each request.
-
-    Raises a 400 ApiError for more than `most` tokens: a model would go on for ever.
+    Raises a 400 ApiError if the request wants more than `max_tokens`, the model's limit.
     """
     param = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
-    tokens = getattr(chat, param) or min(_TOKENS, most)
-    if tokens > most:
-        message = f"{param} is too large: {tokens}. This model gives at most {most} tokens."
+    tokens = getattr(chat, param) or min(_DEFAULT_TOKENS, max_tokens)
+    if tokens > max_tokens:
+        message = f"{param} is too large: {tokens}. This model generates at most {max_tokens} tokens."
         raise ApiError(400, message, "invalid_value", param)
     temperature = 1.0 if chat.temperature is None else chat.temperature
     top_p = 1.0 if chat.top_p is None else chat.top_p
-    if temperature < _GREEDY or top_p == 0:
+    if temperature < _GREEDY_BELOW or top_p == 0:
         return GenerationConfig(max_new_tokens=tokens)
     seed = secrets.randbelow(2**32) if chat.seed is None else chat.seed % 2**32
     return GenerationConfig(tokens, temperature, top_p, seed, chat.n or 1)
 
 
 def completion(chat: Chat, predictions: Sequence[Prediction]) -> Doc:
-    """Return the answer's body. Raises a 500 ApiError where the model failed."""
+    """Return the response body. Raises a 500 ApiError if a prediction failed."""
     if failed := [p for p in predictions if p.error is not None]:
         raise ApiError(500, f"The model failed: {failed[0].error}", "server_error", type="server_error")
     ordered = sorted(predictions, key=lambda p: p.sample)
     if len(ordered) == 1:
-        ordered *= chat.n or 1  # greedy: the same answer each time
+        ordered *= chat.n or 1  # greedy: all answers are the same
     stops = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
     choices = []
     for index, prediction in enumerate(ordered):
-        text, finish = _cut(prediction.text, stops), prediction.finish_reason
+        text, finish = _truncated(prediction.text, stops), prediction.finish_reason
         if text != prediction.text or finish not in ("stop", "length"):
             finish = "stop"
         message = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
@@ -78,13 +77,13 @@ def completion(chat: Chat, predictions: Sequence[Prediction]) -> Doc:
     }
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """Return the text up to the first stop sequence in it."""
+def _truncated(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the first stop sequence."""
     return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=len(text))]
 
 
 def chunks(body: Doc, include_usage: bool) -> list[str]:
-    """Return a completion as the events of a stream: a role, pieces of text, an end, for each choice."""
+    """Return a completion as the events of a stream: the role, pieces of text and the finish reason of each choice."""
     shared = {key: body[key] for key in ("id", "created", "model", "system_fingerprint")}
     shared["object"] = "chat.completion.chunk"
     if include_usage:
@@ -112,12 +111,12 @@ def _pieces(text: str) -> list[str]:
 
 
 def key_of(chat: Chat, generation: GenerationConfig) -> str:
-    """Return what two lines of a batch must share to be answered together."""
+    """Return a key: lines of a batch job with the same key (model and settings) may share a batch."""
     return hashlib.sha256(json.dumps([chat.model, generation.to_dict()]).encode()).hexdigest()
 
 
 def read_chat(body: Any) -> Chat:
-    """Return the request of a batch's line. Raises ValueError that names the field at fault."""
+    """Return the request of a batch job's line. Raises ValueError that names the invalid field."""
     try:
         return Chat.model_validate(body)
     except ValidationError as error:

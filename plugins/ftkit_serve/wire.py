@@ -1,4 +1,4 @@
-"""What clients send: request bodies as models, with OpenAI's limits. An unknown field is an error that names it."""
+"""Request bodies as pydantic models, with OpenAI's limits. The error for an unknown field names the field."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Body(BaseModel):
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ValueError("a string holds half of a surrogate pair, which is no text") from None
+            raise ValueError("a string contains half of a surrogate pair, which cannot be encoded") from None
         return data
 
 
@@ -97,7 +97,7 @@ class PlainText(Body):
 
 
 class Chat(Body):
-    """A chat request. What no local model does here (tools, images, log probabilities) is refused, not ignored."""
+    """A chat request. Fields that this server does not support (tools, images, log probabilities) are errors."""
 
     model: str
     messages: Annotated[list[Any], Field(min_length=1)]
@@ -110,14 +110,14 @@ class Chat(Body):
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # accepted, because they do not change what is answered
+    # accepted and ignored: they do not change the answer
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     store: bool | None = None
     metadata: Metadata | None = None
     service_tier: str | None = None
-    # accepted only at the value that means "off"
+    # accepted only with the value that means "off"
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logprobs: Literal[False] | None = None

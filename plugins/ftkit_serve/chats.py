@@ -1,4 +1,4 @@
-"""A file of chats: check every line before anything is trained, and turn it into training examples."""
+"""Training files of chats: every line is checked before the training, and becomes training examples."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from ftkit.records import Example, Message
 
-MIN_EXAMPLES = 10  # as OpenAI asks for
+MIN_EXAMPLES = 10  # as at OpenAI
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_SHOWN = 10  # problems that a message lists; it gives the count of the rest
+_MAX_SHOWN = 10  # problems that a message lists; it counts the others
 
 
-class BadFile(Exception):
-    """The file cannot be trained on: a code for programs, a message with line numbers, the job's field at fault."""
+class InvalidFile(Exception):
+    """A file that cannot be trained on. `code`: the kind of error. `param`: the job's field that names the file."""
 
     def __init__(self, code: str, message: str, param: str) -> None:
         super().__init__(message)
@@ -23,10 +23,10 @@ class BadFile(Exception):
 
 
 def read_examples(path: Path, param: str, minimum: int) -> list[Example]:
-    """Return the examples of a JSON Lines file of chats; `param` is the job's field that names the file.
+    """Return the examples of a JSON Lines file of chats. `param` is the job's field that names the file.
 
-    Each assistant turn whose weight is not 0 becomes one example: what came before it, and the answer.
-    Raises BadFile with every problem's line.
+    Each assistant message whose weight is not 0 becomes one example: the messages before it are the prompt, its content
+    is the target. Raises InvalidFile with the line number of each problem, and for fewer than `minimum` lines.
     """
     name = param.replace("_", " ")
     examples: list[Example] = []
@@ -41,22 +41,22 @@ def read_examples(path: Path, param: str, minimum: int) -> list[Example]:
                 try:
                     examples += _examples(json.loads(line), number)
                 except (ValueError, RecursionError) as error:
-                    problems.append(f"Line {number}: {_why(error)}")
+                    problems.append(f"Line {number}: {_reason(error)}")
     except UnicodeDecodeError:
-        raise BadFile("invalid_file_format", f"The {name} is not UTF-8.", param) from None
+        raise InvalidFile("invalid_file_format", f"The {name} is not UTF-8.", param) from None
     except FileNotFoundError:
-        raise BadFile("file_not_found", f"The {name} was deleted.", param) from None
+        raise InvalidFile("file_not_found", f"The {name} was deleted.", param) from None
     if problems:
-        rest = f" (and {len(problems) - _SHOWN} more lines)" if len(problems) > _SHOWN else ""
-        message = f"The job failed due to a file format error in the {name}. {' '.join(problems[:_SHOWN])}{rest}"
-        raise BadFile("invalid_file_format", message, param)
+        rest = f" (and {len(problems) - _MAX_SHOWN} more lines)" if len(problems) > _MAX_SHOWN else ""
+        message = f"The job failed due to a file format error in the {name}. {' '.join(problems[:_MAX_SHOWN])}{rest}"
+        raise InvalidFile("invalid_file_format", message, param)
     if lines < minimum:
         message = f"The {name} has {lines} example(s), but must have at least {minimum} examples."
-        raise BadFile("invalid_n_examples", message, param)
+        raise InvalidFile("invalid_n_examples", message, param)
     return examples
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at column {error.colno}."
     return "nested too deeply." if isinstance(error, RecursionError) else str(error)
@@ -66,7 +66,7 @@ def _examples(row: Any, number: int) -> Iterator[Example]:
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
         raise ValueError('expected an object with a list "messages".')
     turns: list[Message] = []
-    learned = 0
+    targets = 0
     for index, message in enumerate(row["messages"], 1):
         turn = read_message(message, f"message {index}")
         weight = message.get("weight", 1)
@@ -77,15 +77,15 @@ def _examples(row: Any, number: int) -> Iterator[Example]:
                 raise ValueError(f"message {index}: the assistant's answer is empty.")
             if not turns:
                 raise ValueError(f"message {index}: nothing comes before the assistant's answer.")
-            learned += 1
+            targets += 1
             yield Example(f"{number}.{index}", tuple(turns), (turn.content,), turns[-1].content)
         turns.append(turn)
-    if not learned:
+    if not targets:
         raise ValueError("example must have at least one message from the assistant.")
 
 
 def read_message(message: Any, where: str) -> Message:
-    """Return one chat turn; its content is text or a list of text parts. Raises ValueError."""
+    """Return one message, whose content is text or a list of text parts. Raises ValueError that starts with `where`."""
     if not isinstance(message, dict):
         raise ValueError(f"{where}: expected an object.")
     role = message.get("role")
@@ -98,4 +98,5 @@ def read_message(message: Any, where: str) -> Message:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise ValueError(f'{where}: "content" must be text.')
-    return Message(_ROLES[role], content.encode("utf-8", "replace").decode())  # a lone surrogate is no text
+    encodable = content.encode("utf-8", "replace").decode()  # a lone surrogate becomes "?"
+    return Message(_ROLES[role], encodable)

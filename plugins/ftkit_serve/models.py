@@ -1,4 +1,4 @@
-"""Which base models the server offers, and how OpenAI's three hyperparameters become a backend's options."""
+"""The base models that the server offers, and the backend options that OpenAI's three hyperparameters set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftkit.errors import InputError
 from ftkit.plugins import installed_plugins
 from ftkit.text import nearest
 
-_CHECKPOINTS = 3  # of the last epochs, the end included, as at OpenAI
+_CHECKPOINTS = 3  # one for each of the last epochs, as at OpenAI
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
@@ -24,10 +24,10 @@ class ServedModel(Options):
     backend: dict[str, Any] = Field(description="{plugin: NAME, its options}, as in a recipe")
     options: dict[str, str] = Field(
         {"n_epochs": "num_epochs", "batch_size": "micro_batch_size", "learning_rate_multiplier": "learning_rate"},
-        description="hyperparameter -> the backend's option; a learning rate is multiplied, the others are set",
+        description="hyperparameter -> the backend's option; the learning rate is multiplied, the others are set",
     )
-    max_tokens: int = Field(512, gt=0, description="longest answer that a request may ask for")
-    shutdown_date: datetime.date | None = Field(None, description="last day of the model, as /v1/models tells it")
+    max_tokens: int = Field(512, gt=0, description="limit of tokens that a request may generate")
+    shutdown_date: datetime.date | None = Field(None, description="last day of the model, as /v1/models shows it")
     renamed: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_tokens"}
 
 
@@ -53,14 +53,15 @@ DEFAULT = {
 
 
 def read_models(path: Path | None) -> dict[str, ServedModel]:
-    """Return base models by name, from a YAML file or the default. Raises InputError for what cannot be served."""
+    """Return base models by name, from a YAML file or the default. Raises InputError for an entry that is wrong."""
     models = DEFAULT if path is None else _read(path)
     for name, model in models.items():
         backend = make_backend(name, model.backend)
         for hyperparameter, option in model.options.items():
             if hyperparameter not in HYPERPARAMETERS:
                 raise InputError(
-                    f"{name}: no hyperparameter is called {hyperparameter!r}", f"there are {', '.join(HYPERPARAMETERS)}"
+                    f"{name}: there is no hyperparameter {hyperparameter!r}",
+                    f"choose from {', '.join(HYPERPARAMETERS)}",
                 )
             if option not in type(backend.options).model_fields:
                 near = nearest(option, list(type(backend.options).model_fields))
@@ -87,12 +88,12 @@ def _read(path: Path) -> dict[str, ServedModel]:
         try:
             models[str(name)] = ServedModel.model_validate(entry)
         except ValidationError as error:
-            raise InputError(f"{path}: {name}: {_first(error)}") from None
+            raise InputError(f"{path}: {name}: {_first_error(error)}") from None
     return models
 
 
 def make_backend(name: str, entry: dict[str, Any]) -> Backend:
-    """Return the backend that a models file describes, ready to use."""
+    """Return the backend of a models file's entry. Raises InputError if the plugin or an option is wrong."""
     plugin = entry.get("plugin")
     if not isinstance(plugin, str):
         raise InputError(f"{name}: backend names no plugin", "such as `backend: {plugin: trl-sft-lora, ...}`")
@@ -100,21 +101,21 @@ def make_backend(name: str, entry: dict[str, Any]) -> Backend:
     try:
         options = cls.Options.model_validate({key: value for key, value in entry.items() if key != "plugin"})
     except ValidationError as error:
-        raise InputError(f"{name}: {plugin}: {_first(error)}") from None
+        raise InputError(f"{name}: {plugin}: {_first_error(error)}") from None
     backend: Backend = cls(options)
     return backend
 
 
-def _first(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}"
 
 
-def settled(model: ServedModel, wanted: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return the hyperparameters with each "auto" replaced: what is trained with.
+def resolve_hyperparameters(model: ServedModel, requested: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return the hyperparameters of the training: each "auto" is replaced. `rows` counts the training examples.
 
-    Passes over the data: three, more where that shows the model fewer than 100 rows (at most 25), fewer
-    where it shows more than 25,000; the rule that OpenAI's cookbook gives for its own choice.
+    The automatic number of epochs follows the rule of OpenAI's cookbook: 3; more (at most 25) if 3 epochs have fewer
+    than 100 rows in total; fewer (at least 1) if they have more than 25,000.
     """
     options = make_backend("", model.backend).options
     epochs = 3
@@ -127,22 +128,22 @@ def settled(model: ServedModel, wanted: Mapping[str, Any], rows: int) -> dict[st
         "batch_size": getattr(options, model.options.get("batch_size", ""), 1),
         "learning_rate_multiplier": 1.0,
     }
-    return {key: value if wanted.get(key, "auto") == "auto" else wanted[key] for key, value in auto.items()}
+    return {key: value if requested.get(key, "auto") == "auto" else requested[key] for key, value in auto.items()}
 
 
-def training_backend(model: ServedModel, settled: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return the backend section of a recipe for these hyperparameters and this many training examples.
+def training_backend(model: ServedModel, hyperparameters: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return the backend section of a recipe for these hyperparameters. `rows` counts the training examples.
 
-    A backend with an option `snapshots` keeps the model of the last epochs: the job's checkpoints.
+    A backend that has an option `snapshots` keeps the models of the last epochs: the job's checkpoints.
     """
     options = make_backend("", model.backend).options
     entry = dict(model.backend)
     for hyperparameter, option in model.options.items():
-        value = settled[hyperparameter]
+        value = hyperparameters[hyperparameter]
         entry[option] = getattr(options, option) * value if hyperparameter == "learning_rate_multiplier" else value
     if hasattr(options, "snapshots"):
-        batches = -(-rows // settled["batch_size"])
+        batches = -(-rows // hyperparameters["batch_size"])
         steps = -(-batches // getattr(options, "gradient_accumulation_steps", 1))
-        epochs = range(max(1, settled["n_epochs"] - _CHECKPOINTS + 1), settled["n_epochs"])
+        epochs = range(max(1, hyperparameters["n_epochs"] - _CHECKPOINTS + 1), hyperparameters["n_epochs"])
         entry["snapshots"] = [steps * epoch for epoch in epochs]
     return entry

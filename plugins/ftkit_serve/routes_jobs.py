@@ -8,8 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from .errors import ApiError
-from .jobs import ACTIVE, ORGANISATION
-from .routes_files import of
+from .events import record_event
+from .finish import ORGANIZATION
+from .jobs import ACTIVE
+from .state import server_of
 from .store import Doc, new_id, now, public
 from .wire import CreateJob, Hyperparameters
 
@@ -18,12 +20,12 @@ router = APIRouter(prefix="/fine_tuning/jobs")
 
 @router.post("")
 def create_job(request: Request, body: CreateJob) -> Doc:
-    server = of(request)
+    server = server_of(request)
     if body.model not in server.engine.models:
         names = ", ".join(server.engine.models)
-        server.engine.find(body.model)  # a 404 where nothing is called so
+        server.engine.find(body.model)  # raises a 404 for an unknown name
         raise ApiError(
-            400, f"Model {body.model} cannot be fine-tuned; these can: {names}", "model_not_available", "model"
+            400, f"Model {body.model} cannot be fine-tuned. Models that can: {names}", "model_not_available", "model"
         )
     for param in ("training_file", "validation_file"):
         id = getattr(body, param)
@@ -33,10 +35,10 @@ def create_job(request: Request, body: CreateJob) -> Doc:
             )
     if body.method and body.hyperparameters:
         raise ApiError(
-            400, "Give `method` alone: `hyperparameters` is its deprecated form.", "invalid_value", "hyperparameters"
+            400, "Send `method` only: `hyperparameters` is its deprecated form.", "invalid_value", "hyperparameters"
         )
     chosen = body.method.supervised.hyperparameters if body.method else body.hyperparameters or Hyperparameters()
-    wanted = chosen.model_dump()
+    requested = chosen.model_dump()
     job: Doc = {
         "object": "fine_tuning.job",
         "id": new_id("ftjob-"),
@@ -44,13 +46,13 @@ def create_job(request: Request, body: CreateJob) -> Doc:
         "created_at": now(),
         "finished_at": None,
         "fine_tuned_model": None,
-        "organization_id": ORGANISATION,
+        "organization_id": ORGANIZATION,
         "result_files": [],
         "status": "validating_files",
         "training_file": body.training_file,
         "validation_file": body.validation_file,
-        "hyperparameters": wanted,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": wanted}},
+        "hyperparameters": requested,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": requested}},
         "trained_tokens": None,
         "error": None,
         "seed": secrets.randbelow(2**31) if body.seed is None else body.seed,
@@ -58,17 +60,18 @@ def create_job(request: Request, body: CreateJob) -> Doc:
         "integrations": [entry.model_dump(exclude_none=True) for entry in body.integrations or []],
         "metadata": body.metadata,
         "_suffix": body.suffix,
-        "_wanted": wanted,
+        "_requested": requested,
         "_started": False,
         "_log_read": 0,
         "_step": 0,
         "_clock": None,
     }
-    with server.store.together():
-        server.store.add("job", job)
-        server.jobs.event(job["id"], f"Created fine-tuning job: {job['id']}")
+    with server.database.transaction():
+        server.database.add("job", job)
+        record_event(server.database, job["id"], f"Created fine-tuning job: {job['id']}")
         if body.integrations:
-            server.jobs.event(job["id"], "Integrations are kept with the job and not run by this server", "warn")
+            message = "Integrations are stored with the job. This server does not run them."
+            record_event(server.database, job["id"], message, "warn")
     server.jobs.wake.set()
     return public(job)
 
@@ -76,14 +79,14 @@ def create_job(request: Request, body: CreateJob) -> Doc:
 @router.get("")
 def list_jobs(request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Doc:
     query = request.query_params
-    wanted = {key[9:-1]: value for key, value in query.items() if key.startswith("metadata[") and key.endswith("]")}
-    bare = query.get("metadata") == "null"  # jobs without metadata
+    pairs = {key[9:-1]: value for key, value in query.items() if key.startswith("metadata[") and key.endswith("]")}
+    without = query.get("metadata") == "null"  # only jobs without metadata
 
-    def fits(job: Doc) -> bool:
+    def matches(job: Doc) -> bool:
         metadata = job["metadata"] or {}
-        return not (bare and metadata) and all(metadata.get(key) == value for key, value in wanted.items())
+        return not (without and metadata) and all(metadata.get(key) == value for key, value in pairs.items())
 
-    return of(request).store.page("job", limit, after, where=fits)
+    return server_of(request).database.page("job", limit, after, where=matches)
 
 
 @router.get("/{id}")
@@ -111,7 +114,7 @@ def list_events(
     request: Request, id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20
 ) -> Doc:
     _job(request, id)
-    return of(request).store.page("event", limit, after, parent=id)
+    return server_of(request).database.page("event", limit, after, parent=id)
 
 
 @router.get("/{id}/checkpoints")
@@ -119,24 +122,24 @@ def list_checkpoints(
     request: Request, id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 10
 ) -> Doc:
     _job(request, id)
-    return of(request).store.page("checkpoint", limit, after, parent=id)
+    return server_of(request).database.page("checkpoint", limit, after, parent=id)
 
 
 def _job(request: Request, id: str) -> Doc:
-    job = of(request).store.get("job", id)
+    job = server_of(request).database.get("job", id)
     if job is None:
         raise ApiError(404, f"Could not find fine tune: {id}", "fine_tune_not_found", "fine_tuning_job_id")
     return job
 
 
-def _change(request: Request, id: str, when: tuple[str, ...], status: str, message: str, **changes: object) -> Doc:
-    """Give a job another status, if it is in one of `when`; the worker follows."""
-    server = of(request)
-    with server.store.together():
-        job = server.store.update("job", id, when, status=status, **changes)
+def _change(request: Request, id: str, if_status: tuple[str, ...], status: str, message: str, **changes: object) -> Doc:
+    """Change the status of a job whose status is in `if_status`. The thread of `Jobs` acts on it."""
+    server = server_of(request)
+    with server.database.transaction():
+        job = server.database.update("job", id, if_status, status=status, **changes)
         if job is None:
             found = _job(request, id)["status"]
             raise ApiError(400, f"The job is {found}: it cannot become {status}.", "invalid_job_status")
-        server.jobs.event(id, message)
+        record_event(server.database, id, message)
     server.jobs.wake.set()
     return public(job)

@@ -1,11 +1,9 @@
-"""The application: routes, and every error in OpenAI's shape."""
+"""The FastAPI application: routes, and every error in OpenAI's format."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,41 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from .batches import Batches
-from .engine import Engine
+from . import routes_batches, routes_chat, routes_files, routes_jobs, routes_models
 from .errors import ApiError
-from .files import Files
-from .gate import Gate
-from .jobs import Jobs
-from .models import ServedModel
-from .store import Store
+from .middleware import AuthMiddleware
+from .state import Server
 
 
-@dataclass
-class Server:
-    """The parts that routes use, found as `request.app.state.server`."""
-
-    store: Store
-    files: Files
-    jobs: Jobs
-    engine: Engine
-    batches: Batches
-    max_upload: int  # bytes of one file
-
-
-def open_server(data: Path, models: dict[str, ServedModel], max_upload: int) -> Server:
-    """Open the data directory; the caller holds its lock."""
-    store = Store(data / "server.sqlite")
-    files = Files(data, store)
-    engine = Engine(data, store, models)
-    return Server(
-        store, files, Jobs(data, store, files, models), engine, Batches(data, store, files, engine), max_upload
-    )
-
-
-def make_app(server: Server, key: str | None, ready: Callable[[], None]) -> Gate:
-    """Return the application; `ready` is called when it begins to answer. `key` None lets everybody in."""
-    from . import routes_batches, routes_chat, routes_files, routes_jobs, routes_models
+def make_app(server: Server, key: str | None, ready: Callable[[], None]) -> AuthMiddleware:
+    """Return the application. It calls `ready` when it starts to answer. `key` None: clients need no key."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,25 +29,25 @@ def make_app(server: Server, key: str | None, ready: Callable[[], None]) -> Gate
         server.batches.stop()
         server.jobs.stop()
         server.engine.stop()
-        server.store.close()
+        server.database.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.server = server
     for routes in (routes_files, routes_jobs, routes_models, routes_chat, routes_batches):
         app.include_router(routes.router, prefix="/v1")
     app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _crash)
-    return Gate(app, key, server.max_upload)
+    app.add_exception_handler(Exception, _server_error)
+    return AuthMiddleware(app, key, server.max_upload)
 
 
 def _api_error(request: Request, error: Any) -> JSONResponse:
     return JSONResponse(error.body, error.status)
 
 
-def _invalid(request: Request, error: Any) -> JSONResponse:
-    """A body or a query that does not fit: OpenAI names the first field at fault."""
+def _validation_error(request: Request, error: Any) -> JSONResponse:
+    """Answer a body or a query that does not fit. OpenAI names the first invalid field."""
     errors = error.errors()
     first, param = errors[0], _field(errors[0])
     if first["type"] == "extra_forbidden":
@@ -89,15 +60,15 @@ def _invalid(request: Request, error: Any) -> JSONResponse:
         )
     if first["type"] == "json_invalid":
         return _api_error(request, ApiError(400, "The body is not valid JSON."))
-    # A field that may be one thing or another has an error for each.
-    why = ", or ".join(dict.fromkeys(e["msg"] for e in errors if _field(e) == param))
-    return _api_error(request, ApiError(400, f"Invalid value for '{param}': {why}.", "invalid_value", param))
+    # A field of a union type has one error for each member of the union.
+    reason = ", or ".join(dict.fromkeys(e["msg"] for e in errors if _field(e) == param))
+    return _api_error(request, ApiError(400, f"Invalid value for '{param}': {reason}.", "invalid_value", param))
 
 
 def _field(error: Any) -> str | None:
-    """Return the dotted name of a field, without what pydantic adds for a union ("literal['auto']")."""
-    where = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
-    names = [part for part in where if part.isidentifier() or part.isdecimal()]
+    """Return the dotted name of a field, without the parts that pydantic adds for a union ("literal['auto']")."""
+    location = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    names = [part for part in location if part.isidentifier() or part.isdecimal()]
     return ".".join(names) or None
 
 
@@ -107,6 +78,6 @@ def _http_error(request: Request, error: Any) -> JSONResponse:
     return _api_error(request, ApiError(error.status_code, str(error.detail)))
 
 
-def _crash(request: Request, error: Exception) -> JSONResponse:
+def _server_error(request: Request, error: Exception) -> JSONResponse:
     message = f"The server had an error: {type(error).__name__}"
     return _api_error(request, ApiError(500, message, "server_error", type="server_error"))
