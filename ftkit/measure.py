@@ -95,11 +95,11 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
     batch_of = {example_id: i for i, batch in enumerate(batches) for example_id in batch}
     journal = Journal(run.path(name, "predictions.journal"))
     done: dict[int, list[Prediction]] = {}
-    seconds, cut, cut_before = 0.0, 0, _prompts_cut(session)
+    seconds, cut, cut_before = 0.0, 0, _truncated_prompts(session)
     for row in journal:
         done[row["batch"]] = [Prediction.from_dict(p) for p in row["predictions"]]
         seconds += row["seconds"]
-        cut += row.get("prompts_cut", 0)
+        cut += row.get("truncated_prompts", 0)
     for attempt in range(2):  # what failed is tried once more, after all the rest
         todo = [i for i in range(len(batches)) if i not in done or (attempt and any(p.error for p in done[i]))]
         last = time.monotonic()
@@ -107,8 +107,8 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
         for predictions in answered if todo else ():
             _check_batch(predictions, batches, batch_of, generation)
             index = batch_of[predictions[0].example_id]
-            now, cut_now = time.monotonic(), _prompts_cut(session)
-            facts = {"batch": index, "seconds": round(now - last, 4), "prompts_cut": cut_now - cut_before}
+            now, cut_now = time.monotonic(), _truncated_prompts(session)
+            facts = {"batch": index, "seconds": round(now - last, 4), "truncated_prompts": cut_now - cut_before}
             journal.append({**facts, "predictions": [p.to_dict() for p in predictions]})
             seconds, last = seconds + now - last, now
             cut, cut_before = cut + cut_now - cut_before, cut_now
@@ -135,7 +135,7 @@ def generate(run: RunContext, backend: Backend, session: Session, measurement: M
             "usd": usd,
             "n_predictions": len(ordered),
             "n_failed": sum(p.error is not None for p in ordered),
-            "prompts_cut": cut,
+            "truncated_prompts": cut,
         },
     )
     if measurement.examples is not None:  # this measurement's own rows: re-scoring needs them
@@ -175,9 +175,9 @@ def _without_latency(prediction: Prediction) -> dict[str, Any]:
     return row
 
 
-def _prompts_cut(session: Session) -> int:
+def _truncated_prompts(session: Session) -> int:
     """Return how many prompts a session has cut to fit the model's context so far."""
-    return int(session.stats().get("prompts_cut") or 0)
+    return int(session.stats().get("truncated_prompts") or 0)
 
 
 def _check_batch(

@@ -136,7 +136,7 @@ class FakeSession(Session):
     def __init__(self, options: FakeOptions, rule: dict[str, Any] | None, run: RunContext) -> None:
         self.options = options
         self.rule = rule
-        self.prompts_cut = 0
+        self.truncated_prompts = 0
         self.asked = run.scratch("asked-tuned" if rule else "asked-base")  # a server remembers, whoever asks
 
     def generate(self, batches: Iterable[Sequence[Example]], generation: Generation) -> Iterator[list[Prediction]]:
@@ -151,7 +151,7 @@ class FakeSession(Session):
             yield [self._answer(e, company, sample) for e in batch for sample in range(generation.samples)]
 
     def _answer(self, example: Example, company: str, sample: int) -> Prediction:
-        self.prompts_cut += len(example.input.split()) > self.options.context
+        self.truncated_prompts += len(example.input.split()) > self.options.context
         fails = example.id in self.options.fail or _knob("answers") == "none"
         if example.id in self.options.fail_once and not (self.asked / example.id).exists():
             (self.asked / example.id).touch()
@@ -169,7 +169,7 @@ class FakeSession(Session):
         return [len(e.targets[0]) / 100 for e in batch]
 
     def stats(self) -> dict[str, Any]:
-        facts = {"usd_per_hour": self.options.usd_per_hour, "prompts_cut": self.prompts_cut}
+        facts = {"usd_per_hour": self.options.usd_per_hour, "truncated_prompts": self.truncated_prompts}
         return {"peak_memory": 4096, "device": "fake", **facts}
 
 

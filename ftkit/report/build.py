@@ -41,7 +41,7 @@ def build_report(runs: Sequence[RunContext], anyway: bool = False, prices: Seque
         unfinished = _unfinished(run)
         warnings += [prefix + unfinished] if unfinished else []
     for m in measured:
-        cut = m.run.measurement(m.system.stage).get("cost", {}).get("prompts_cut")
+        cut = m.run.measurement(m.system.stage).get("cost", {}).get("truncated_prompts")
         if cut:
             warnings.append(f"{m.system.name}: {cut} prompts did not fit into the model's context and were cut")
     verdict, detail = verdict_of(measured, deltas, primary, warnings)

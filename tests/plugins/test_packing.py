@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch  # noqa: TID253 (all of this file needs it)
-from ftkit_trl import LoraOptions
-from ftkit_trl._batches import Counter, Order, choose
+from ftkit_trl._batches import Order, TokenCounter, choose_layout
 from ftkit_trl._packing import ATTENTION, PackingCollator, attention, obstacle
+from ftkit_trl.options import LoraOptions
 from test_trl import BASE, recipe
 from transformers import (  # noqa: TID253
     AttentionInterface,
@@ -96,7 +96,7 @@ def test_a_model_whose_packed_examples_see_each_other_is_found_out(models: dict[
 
     AttentionInterface.register("leaky", leaky)
     AttentionMaskInterface.register("leaky", lambda *_, **__: None)
-    assert "see their neighbours" in str(obstacle(models["llama"], "leaky"))
+    assert "attend to each other" in str(obstacle(models["llama"], "leaky"))
     assert "do not work" in str(obstacle(models["llama"], "no such attention"))
     assert models["llama"].config._attn_implementation == "sdpa", "it attends as before"
     state = AutoModelForCausalLM.from_config(
@@ -123,7 +123,7 @@ def test_padding_is_counted_as_it_is_made() -> None:
     lengths = [5, 9, 2, 7, 3]
     order = Order(lengths, 2, seed=0)
     passes = [b for epoch in (0, 1) for b in order.batches(epoch)]
-    padded, packed = Counter(order, 2, packed=False), Counter(order, 2, packed=True)
+    padded, packed = TokenCounter(order, 2, packed=False), TokenCounter(order, 2, packed=True)
     # two passes a step, three an epoch: the second step of an epoch has one pass
     for step, through in ((1, 2), (2, 3), (3, 5), (4, 6)):
         tokens = sum(lengths[i] for b in passes[:through] for i in b)
@@ -135,7 +135,7 @@ def test_what_is_chosen_follows_the_lengths() -> None:
     even, uneven = [100] * 64, [10, 100] * 200
 
     def name(lengths: list[int], obstacle: str | None = None, **options: Any) -> str:
-        return choose(LoraOptions(base_model="m", **options), lengths, 0, obstacle).name
+        return choose_layout(LoraOptions(base_model="m", **options), lengths, 0, obstacle).name
 
     assert name(even) == "padded"
     assert name(uneven) == "packed"
@@ -144,7 +144,7 @@ def test_what_is_chosen_follows_the_lengths() -> None:
     assert name(uneven, sample_packing=False, group_by_length=False) == "padded"
     assert name(even, sample_packing=True) == "packed"
     assert name(even, "no", sample_packing=True) == "grouped"
-    refused = choose(LoraOptions(base_model="m", sample_packing=True), even, 0, "its layers mix neighbours")
+    refused = choose_layout(LoraOptions(base_model="m", sample_packing=True), even, 0, "its layers mix neighbours")
     assert refused.why == "the recipe asks for packing, which is not possible: its layers mix neighbours"
     assert name(even, group_by_length=True) == "grouped"
     with pytest.raises(ValueError, match="choose one"):

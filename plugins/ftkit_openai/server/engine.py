@@ -91,9 +91,9 @@ class Engine:
 
     def _answer(self, name: str, batch: Sequence[Example], generation: Generation) -> list[Prediction]:
         session = self._session(name)
-        cut = session.stats().get("prompts_cut", 0)
+        cut = session.stats().get("truncated_prompts", 0)
         (predictions,) = session.generate([batch], generation)
-        if session.stats().get("prompts_cut", 0) > cut and len(batch) == 1:
+        if session.stats().get("truncated_prompts", 0) > cut and len(batch) == 1:
             raise ApiError(
                 400,
                 "This model's maximum context length is shorter than the prompt and the answer asked for. "
