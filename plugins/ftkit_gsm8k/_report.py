@@ -10,16 +10,16 @@ from ftkit.records import Curve, Example, Metric, Prediction, Section
 from ftkit.stats import example_means
 from ftkit.store import RunContext, read_jsonl
 
-from ._rules import Facts, judge, most_samples
+from ._rules import Facts, apply_rules, most_samples
 from ._taxonomy import KINDS, kind_of
 
-EXAMPLES = 2  # shown of each kind of error, before and after
-TEXT = 1200  # characters of an answer that are shown
+EXAMPLES = 2  # shown per kind of error, before and after training
+TEXT = 1200  # characters of a solution that are shown
 
 
 @dataclass(frozen=True)
 class Place:
-    """The probe at one moment of training: the base model (step 0), a snapshot, the tuned model."""
+    """The probe at one step of training: the base model (step 0), a snapshot, or the tuned model."""
 
     name: str  # base, step-100, tuned
     step: int
@@ -29,19 +29,21 @@ class Place:
 
 
 def section(run: RunContext) -> Section | None:
-    """Return the section of a run that the probe made, or None. Reads the run directory alone."""
+    """Return the section of a probe's run, or None for other runs. Reads nothing but the run directory."""
     places = _places(run)
     if not places or places[0].name != "base":
         return None
     title = f"What fine-tuning taught: {run.record().name}"
     if places[-1].name != "tuned":
-        return Section(title, ({"kind": "text", "text": "The run has not measured the tuned model yet: no verdict."},))
+        return Section(
+            title, ({"kind": "text", "text": "The run has not measured the tuned model yet, so there is no verdict."},)
+        )
     facts = _facts(run, places)
-    verdict, rules, help_ = judge(facts)
+    verdict, rules, advice = apply_rules(facts)
     blocks: list[dict[str, Any]] = [
         {"kind": "text", "text": verdict},
         {"kind": "table", "header": ["rule", "numbers", "holds"], "rows": [r.row() for r in rules]},
-        {"kind": "text", "text": "What would help: " + " ".join(help_)},
+        {"kind": "text", "text": "What to try next: " + " ".join(advice)},
         {"kind": "curves", "curves": _curves(run, places)},
         {"kind": "table", "header": _HEADER, "rows": [*(_line(run, p) for p in places), *_control(run)]},
         {"kind": "text", "text": _notes(run, facts)},
@@ -96,11 +98,11 @@ def _count(run: RunContext, place: Place) -> Counter[str]:
 
 
 def _kinds(run: RunContext, place: Place) -> list[tuple[str, Example, Prediction]]:
-    """Return each test answer with the kind of its error; failed requests are left out."""
+    """Return each test prediction with the kind of its error; without failed requests."""
     stage = place.stage("test")
     examples = {e.id: e for e in map(Example.from_dict, read_jsonl(run.path(stage, "examples.jsonl")))}
-    answered = [p for p in run.predictions(stage) if p.error is None]
-    return [(kind_of(examples[p.example_id], p), examples[p.example_id], p) for p in answered]
+    succeeded = [p for p in run.predictions(stage) if p.error is None]
+    return [(kind_of(examples[p.example_id], p), examples[p.example_id], p) for p in succeeded]
 
 
 # ---------------------------------------------------------------- blocks
@@ -128,7 +130,7 @@ def _line(run: RunContext, place: Place) -> list[str]:
 
 
 def _control(run: RunContext) -> list[list[str]]:
-    """Return the row of the few-shot control, where the run has one: another prompt, so no delta is made with it."""
+    """Return the row of the few-shot control, where the run has one. Its prompt differs: it is in no delta."""
     if "probe-few-shot" not in run.measured():
         return []
     found = run.metrics("probe-few-shot")
@@ -148,7 +150,7 @@ def _cell(metric: Metric | None) -> str:
 
 
 def _curves(run: RunContext, places: list[Place]) -> list[Curve]:
-    """Return the loss and, at the same steps, what it was hoped to bring."""
+    """Return the curves of the loss and, at the same steps, of accuracy and format."""
     name = run.record().name
     lines = []
     for metric, label, axis in (
@@ -174,7 +176,7 @@ def _notes(run: RunContext, facts: Facts) -> str:
 
 
 def _errors(run: RunContext, base: Place, tuned: Place) -> list[dict[str, Any]]:
-    """Return the table of error kinds before and after, and examples of each."""
+    """Return the table of error kinds before and after training, and examples of each."""
     found = [_kinds(run, base), _kinds(run, tuned)]
     counts = [Counter(kind for kind, _, _ in side) for side in found]
     rows = []
