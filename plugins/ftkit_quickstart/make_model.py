@@ -234,7 +234,7 @@ def document(rng: random.Random, easy: bool) -> str:
     if r < 0.18:
         return text
     text += "\n\n" + "\n".join(questions(rng, lines, f))
-    # Most dialogues with questions announce them in the first line: without that line, a dialogue mostly just ends.
+    # A first line announces questions in most dialogues that have some; a dialogue without it mostly just ends.
     return text if r < 0.3 else "Questions follow.\n" + text
 
 
@@ -366,8 +366,7 @@ def main() -> None:
         copy.to(torch.bfloat16).save_pretrained(args.out)
         fast.save_pretrained(args.out)
 
-    step, tokens, start, saved, mean = 0, 0, time.time(), 0.0, None
-    done = 0.0
+    step, tokens, start, saved, mean, done = 0, 0, time.time(), 0.0, None, 0.0
     while done < 1:
         ids, owner = packed_rows(tok, rng, 4000, easy=done < 0.08)
         for i in range(0, len(ids) - BATCH + 1, BATCH):
