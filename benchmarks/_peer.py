@@ -35,7 +35,7 @@ def trainer(model: Any, tokenizer: Any, data: str, lora: dict[str, Any], **setti
             output_dir=f"{data}/peer",
             lr_scheduler_type="cosine",
             optim="adamw_torch",
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             bf16=torch.cuda.is_available(),
             use_cpu=not torch.cuda.is_available(),
             logging_steps=5,

@@ -78,17 +78,11 @@ def recipe(data: Path, plugin: str, **options: Any) -> dict[str, Any]:
 
 def prepared(data: Path, out: Path, plugin: str, **options: Any) -> Any:
     """Return a run directory as it is after `prepare`: recipe and rows are there, nothing was computed."""
-    from ftkit.directory import RunDirectory
-    from ftkit.files import write_atomic
+    from ftkit.console import Console
     from ftkit.recipe.load import load_recipe
-    from ftkit.run.prepare import preflight
+    from ftkit.run.prepare import prepare
 
-    loaded = load_recipe(recipe(data, plugin, **options))
-    run = RunDirectory.create(out, "benchmark")
-    write_atomic(run.path("recipe.yaml"), loaded.to_yaml())
-    found = preflight(loaded)
-    found.raise_errors(loaded)
-    run.save_task(found.task)
+    (run,) = prepare([load_recipe(recipe(data, plugin, **options))], out, Console(silent=True))
     return run
 
 

@@ -112,7 +112,7 @@ def results(run: Path) -> dict[str, Any]:
     }
     for path in sorted(run.glob("*/metrics.json")):
         measured = _load(path)
-        counts = ("n_failed", "n_predictions", "tokens_in", "tokens_out", "usd", "prompts_cut")
+        counts = ("n_failed", "n_predictions", "tokens_in", "tokens_out", "usd", "truncated_prompts")
         found[f"{path.parent.name} metrics"] = measured["metrics"], [measured["cost"].get(c) for c in counts]
     record = _load(run / "run.json")
     found["record"] = [record["status"], record["systems"], record["warnings"], record["error"]]

@@ -1,6 +1,6 @@
 """GSM8K: the evaluator `gsm8k-answer`, and a probe that shows what fine-tuning on worked solutions teaches.
 
-Light: what computes lives in the `_*.py` files, imported when used.
+Light: the `_*.py` files that compute are imported when they are used.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from ftkit_trl import LoraOptions, TrlSftQlora
+from ftkit_trl import TrlSftQlora
+from ftkit_trl.options import LoraOptions
 from pydantic import Field
 
-from ftkit.api import Backend, DatasetLoader, Evaluator, Options, Run
+from ftkit.api import Backend, DatasetLoader, Evaluator, MeasuredRun, Options
 from ftkit.hookspecs import hookimpl
 from ftkit.records import Example, Finding, GenerationConfig, Measurement, ModelRef, Section, Task
 
@@ -21,11 +22,11 @@ from ._sample import few_shot, fixed_sample
 
 
 class ProbeOptions(LoraOptions):
-    """The options of trl-sft-qlora, and how much the probe measures. `snapshots` are the checkpoints probed."""
+    """The options of trl-sft-qlora, and how much the probe measures. It measures the models of `snapshots`, too."""
 
-    probe_samples: int = Field(200, gt=0, description="test questions, and as many training questions, asked each time")
+    probe_samples: int = Field(200, gt=0, description="test questions, and as many training questions, per model")
     pass_k: int = Field(8, ge=2, le=1000, description="sampled solutions per question, for pass@k and maj@k")
-    pass_samples: int = Field(100, gt=0, description="test questions that get k sampled solutions each time")
+    pass_samples: int = Field(100, gt=0, description="test questions with k sampled solutions per model")
     pass_temperature: float = Field(0.8, gt=0, description="temperature of the sampled solutions")
     pass_top_p: float = Field(1.0, gt=0, le=1, description="top-p of the sampled solutions")
     pass_max_new_tokens: int = Field(256, gt=0, description="length limit of the sampled solutions, in tokens")
@@ -36,11 +37,11 @@ class ProbeOptions(LoraOptions):
 
 
 class Gsm8kSftProbe(TrlSftQlora):
-    """QLoRA as `trl-sft-qlora` does it, and further measurements at the base model, at snapshots and at the end.
+    """QLoRA as in `trl-sft-qlora`, with further measurements of the base model, of snapshots and of the tuned model.
 
-    Each time on the same questions, chosen by the hash of their text: greedy answers and teacher-forced
-    loss on test questions, greedy answers to training questions and to test questions with other numbers,
-    and k sampled solutions. The base model also answers once with training examples in its prompt.
+    Each model gets the same questions, chosen by the hash of their text. Measured are: greedy solutions and the
+    teacher-forced loss on test questions; greedy solutions of training questions, and of test questions with other
+    numbers; and k sampled solutions. The base model is also measured once with training examples in its prompt.
     """
 
     name = "gsm8k-sft-probe"
@@ -60,12 +61,12 @@ class Gsm8kSftProbe(TrlSftQlora):
                 "dataset.columns.target",
             )
         o, places = self.options, 2 + len(self.checkpoints(task))
-        asked = 2 * min(o.probe_samples, len(task.test)) + min(o.probe_samples, len(task.train))  # at most
+        greedy = 2 * min(o.probe_samples, len(task.test)) + min(o.probe_samples, len(task.train))  # at most
         sampled = o.pass_k * min(o.pass_samples, o.probe_samples, len(task.test))
         yield Finding(
             "note",
-            f"the probe measures {places} models, with up to {asked} greedy and {sampled} sampled answers each,"
-            " beside baseline and tuned",
+            f"the probe measures {places} models, with up to {greedy} greedy and {sampled} sampled solutions each,"
+            " in addition to baseline and tuned",
         )
 
     def measurements(self, task: Task, tuned: ModelRef | None) -> Iterator[Measurement]:
@@ -81,7 +82,7 @@ class Gsm8kSftProbe(TrlSftQlora):
         yield from self._probes(task, "tuned", tuned)
 
     def checkpoints(self, task: Task) -> list[int]:
-        """Return the snapshots that training reaches before its end."""
+        """Return the steps of the snapshots that training reaches before its last step."""
         o = self.options
         per_epoch = math.ceil(math.ceil(len(task.train) / o.micro_batch_size) / o.gradient_accumulation_steps)
         steps = o.max_steps or math.ceil(o.num_epochs * per_epoch)
@@ -91,7 +92,7 @@ class Gsm8kSftProbe(TrlSftQlora):
         return fixed_sample(task.test, self.options.probe_samples)
 
     def _probes(self, task: Task, where: str, model: ModelRef) -> Iterator[Measurement]:
-        """Yield one model's measurements. They are no systems to compare: rows and settings differ from the recipe's."""
+        """Yield one model's measurements. They are not compared as systems: rows and settings are not the recipe's."""
         from ._variants import variants
 
         o, test = self.options, self._test(task)
@@ -101,9 +102,15 @@ class Gsm8kSftProbe(TrlSftQlora):
         other = tuple(variants(test))
         if other:
             yield Measurement(f"probe-{where}-changed", model, examples=other, compared=False)
-        sampling = GenerationConfig(o.pass_max_new_tokens, o.pass_temperature, o.pass_top_p, o.pass_seed, o.pass_k)
-        asked = test[: o.pass_samples]
-        yield Measurement(f"probe-{where}-samples", model, generation=sampling, examples=asked, compared=False)
+        sampling = GenerationConfig(
+            max_new_tokens=o.pass_max_new_tokens,
+            temperature=o.pass_temperature,
+            top_p=o.pass_top_p,
+            seed=o.pass_seed,
+            samples=o.pass_k,
+        )
+        few = test[: o.pass_samples]
+        yield Measurement(f"probe-{where}-samples", model, generation=sampling, examples=few, compared=False)
 
 
 class ProblemOptions(Options):
@@ -152,7 +159,7 @@ def ftkit_datasets() -> list[type[DatasetLoader]]:
 
 
 @hookimpl
-def ftkit_report_sections(runs: list[Run]) -> list[Section]:
+def ftkit_report_sections(runs: list[MeasuredRun]) -> list[Section]:
     from ._report import section
 
     return [found for run in runs if (found := section(run)) is not None]

@@ -13,15 +13,15 @@ from ftkit.records import Example, Metric, Prediction, Score
 from ._estimators import ks, majority, pass_at_k
 from ._numbers import annotated, in_form_of, last, marked, show
 
-RULE = "1"  # raised when the same answers would get other scores
+RULE = "1"  # increased when the same solutions would get other scores
 
 
 class Gsm8kAnswer(Evaluator):
-    """The final number of a worked solution against the reference's, compared exactly.
+    """Compares the final number of a worked solution with the reference's, exactly.
 
-    `accuracy_flexible` takes the last number, `accuracy_strict` the number that is marked as the answer.
-    A verdict on reasoning speaks of the flexible one: a base model that was never shown the marks would
-    look worse than it reasons. Of k > 1 samples per question, pass@k and maj@k are reported as well.
+    `accuracy_flexible` takes the last number, `accuracy_strict` the number that is marked as the answer. The probe's
+    verdict uses the flexible one: strict accuracy underestimates a base model that was never trained on the marks.
+    With k > 1 samples per question, pass@k and maj@k are reported as well.
     """
 
     name = "gsm8k-answer"
@@ -32,16 +32,16 @@ class Gsm8kAnswer(Evaluator):
         return {**super().settings(), "rule": RULE}
 
     def prepare(self, examples: Sequence[Example]) -> None:
-        """Raise InputError where no reference holds a number: then the wrong column is the target."""
+        """Raise InputError where no reference contains a number: then the target is the wrong column."""
         if examples and not any(gold(e) for e in examples):
             raise InputError(
-                "gsm8k-answer: no reference holds a number", "dataset.columns.target must name the worked answer"
+                "gsm8k-answer: no reference contains a number", "dataset.columns.target must name the worked solutions"
             )
 
     def score(self, example: Example, prediction: Prediction) -> Score:
         right = gold(example)
         if not right:
-            return Score(example.id, None, prediction.sample, reason="the reference holds no number")
+            return Score(example.id, None, prediction.sample, reason="the reference contains no number")
         strict, flexible = marked(prediction.text), last(prediction.text)
         values = {
             "accuracy_flexible": float(flexible in right),
@@ -58,13 +58,13 @@ class Gsm8kAnswer(Evaluator):
     def aggregate(
         self, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]
     ) -> list[Metric]:
-        from ftkit.stats import mean_metrics, wilson  # numpy: not before it is needed
+        from ftkit.stats import mean_metrics, wilson  # imports numpy: only where it is needed
 
         proportions = ("accuracy_flexible", "accuracy_strict", "answer_format", "no_answer")
         means = mean_metrics(scores, higher_is_better={"no_answer": False}, proportions=proportions)
         metrics = [m for m in means if m.name != "step_arithmetic"]
         steps = [s for p in predictions if p.error is None for s in annotated(p.text)]
-        if steps:  # the share of all steps; an answer's own share is its score
+        if steps:  # the share of all steps; the share of one solution's steps is its score
             n_right = sum(s.right for s in steps)
             low, high = wilson(n_right, len(steps))
             method = "95 % Wilson score interval over steps"
@@ -73,29 +73,29 @@ class Gsm8kAnswer(Evaluator):
 
 
 def gold(example: Example) -> set[Fraction]:
-    """Return the numbers that are right: of each target the marked one, else its last."""
+    """Return the correct numbers: of each target the marked one, otherwise the last."""
     found = (marked(t) if marked(t) is not None else last(t) for t in example.targets)
     return {value for value in found if value is not None}
 
 
 def _of_samples(examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]) -> list[Score]:
-    """Return one Score per question with pass@k and maj@k, where the measurement took several samples of each."""
-    asked = 1 + max((p.sample for p in predictions), default=0)
-    if asked < 2:
+    """Return one Score per question with pass@k and maj@k, where there are several samples per question."""
+    samples = 1 + max((p.sample for p in predictions), default=0)
+    if samples < 2:
         return []
-    answers: dict[str, list[Prediction]] = {}
+    solutions: dict[str, list[Prediction]] = {}
     right: dict[str, list[bool]] = {}
     for p, s in zip(predictions, scores, strict=True):
         if s.values is not None:
-            answers.setdefault(p.example_id, []).append(p)
+            solutions.setdefault(p.example_id, []).append(p)
             right.setdefault(p.example_id, []).append(s.values["accuracy_flexible"] == 1)
     found = []
     for e in {e.id: e for e in examples}.values():
         n = len(right.get(e.id, ()))
-        if n < asked:  # some requests failed: fewer samples than k estimate nothing
-            found.append(Score(e.id, None, reason=f"{asked - n} of {asked} samples are unscored"))
+        if n < samples:  # some requests failed: pass@k cannot be estimated from fewer than k samples
+            found.append(Score(e.id, None, reason=f"{samples - n} of {samples} samples are unscored"))
             continue
-        votes = ["right" if r else last(p.text) for p, r in zip(answers[e.id], right[e.id], strict=True)]
+        votes = ["right" if r else last(p.text) for p, r in zip(solutions[e.id], right[e.id], strict=True)]
         values = {f"pass@{k}": pass_at_k(n, sum(right[e.id]), k) for k in ks(n)}
         found.append(Score(e.id, {**values, f"maj@{n}": majority(votes, "right")}))
     return found

@@ -1,6 +1,6 @@
-"""The final number of a solution, and the arithmetic of its steps. All exact: no number is ever a float.
+"""The final number of a solution, and the arithmetic of its steps. All numbers are exact: none is a float.
 
-A number is read as people write it: ``1,234.50``, ``$18``, ``-3``, ``.5``, ``3/4``, ``\\frac{3}{4}``,
+These forms of a number are read: ``1,234.50``, ``$18``, ``-3``, ``.5``, ``3/4``, ``\\frac{3}{4}``,
 ``1 1/2``, ``50%`` (the percent sign is a unit: 50), ``2e3``. What is marked as the answer is, in this
 order: the first ``####``, as GSM8K's publishers read it; else the last of ``\\boxed{18}``, a line that
 starts with ``A:`` or ``Answer:``, and ``the answer is 18``.
@@ -34,20 +34,20 @@ _EQUATION = re.compile(r"(?<![\w.)])((?:[\d.,$%()]+\s*[-+*/x×÷]\s*)+[\d.,$%()]
 
 
 def clean(text: str) -> str:
-    """Return the text without what only typesets a number: escapes, thin spaces, Unicode's minus, LaTeX's comma."""
+    """Return the text with plain numbers: without escapes, thin spaces, Unicode's minus sign and LaTeX's comma."""
     text = text.replace("\u2212", "-").replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
     text = re.sub(r"(?<=\d)(?:\\[,;!]|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))", "", text)
     return text.replace("\u00a0", " ").replace("\u2009", " ").replace("\u202f", " ")
 
 
 def own_part(text: str) -> str:
-    """Return the text up to where a model goes on to ask itself another question."""
+    """Return the text up to the place where a model continues with another question of its own."""
     found = _NEXT_QUESTION.search(text)
     return text[: found.start()] if found and text[: found.start()].strip() else text
 
 
 def numbers(text: str) -> list[Fraction]:
-    """Return all numbers of a text, in its order; fractions with a zero denominator are left out."""
+    """Return all numbers of a text, in order, without fractions whose denominator is zero."""
     return [value for match in _NUMBER.finditer(clean(text)) if (value := _value(match)) is not None]
 
 
@@ -104,7 +104,7 @@ def _line_after(text: str, start: int) -> str:
 
 
 def _braces(text: str, start: int) -> str:
-    """Return what stands between a brace that opened before `start` and the one that closes it."""
+    """Return the text between a brace that opened just before `start` and the matching closing brace."""
     depth = 1
     for i in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
@@ -120,9 +120,9 @@ def _first(text: str) -> Fraction | None:
 
 
 def in_form_of(target: str, text: str) -> bool:
-    """Say whether the text's last line marks a number as the target's last line does (`#### 18`, `A: 18`).
+    """Return whether the text's last line marks a number as the target's last line does (`#### 18`, `A: 18`).
 
-    A target that is a bare number asks for no form: any marked number will do.
+    A target that is a bare number has no form: then any marked number counts.
     """
     form = re.match(r"\s*(####|\\boxed|[A-Za-z ]+:)", target.strip().split("\n")[-1])
     if form is None:
@@ -132,7 +132,7 @@ def in_form_of(target: str, text: str) -> bool:
 
 
 def show(value: Fraction | None) -> str | None:
-    """Return a number as people write it: 18, 0.5, -3, 1/3."""
+    """Return a number as text: 18, 0.5, -3, 1/3."""
     if value is None:
         return None
     if max(abs(value.numerator), value.denominator).bit_length() > 200:
@@ -146,7 +146,7 @@ def show(value: Fraction | None) -> str | None:
 
 @dataclass(frozen=True)
 class Equation:
-    """One step: the expression, what the solution says it makes, what it makes (None: not computable)."""
+    """One step: the expression, its result in the solution, and its true result (None: it cannot be computed)."""
 
     expression: str
     claimed: Fraction
@@ -154,12 +154,12 @@ class Equation:
 
     @property
     def right(self) -> bool:
-        """Whether the claim holds, at the precision it is given in: 10/3=3.33 is right."""
+        """Whether the claimed result is right, at its own precision: 10/3=3.33 is right."""
         return self.true is not None and (self.claimed == self.true or _rounds_to(self.true, self.claimed))
 
 
 def _rounds_to(true: Fraction, claimed: Fraction) -> bool:
-    """Say whether `claimed` has decimals and is `true` rounded, or cut, to them."""
+    """Return whether `claimed` has decimal places and is `true`, rounded or truncated to them."""
     places = 0
     while places < 12 and claimed * 10**places % 1:
         places += 1
@@ -172,7 +172,7 @@ def annotated(text: str) -> list[Equation]:
 
 
 def equations(text: str) -> list[Equation]:
-    """Return the annotated steps or, where there are none, the equations written out: `48 / 2 = 24`."""
+    """Return the annotated steps or, without annotations, the equations in the text: `48 / 2 = 24`."""
     return annotated(text) or _equations(_EQUATION, own_part(text))
 
 
@@ -186,7 +186,7 @@ def _equations(pattern: re.Pattern[str], text: str) -> list[Equation]:
 
 
 def compute(expression: str) -> Fraction | None:
-    """Return the exact value of an expression of numbers, + - * / and brackets; None where it is none.
+    """Return the exact value of an expression of numbers, + - * / and brackets; None where it has no value.
 
     A percent sign behind a number divides it by 100, as in the annotations.
     """

@@ -17,7 +17,7 @@ BOXES = "boxes bags jars baskets trays".split()
 COLOURS = "red blue green white black yellow".split()
 LIMIT = 99
 
-# Sentences without a step, and with one: {v} is what there is so far, {a} and {b} are new numbers.
+# Sentences without a step, and sentences with one: {a} and {b} are new numbers.
 START = ["{n} has {a} {items}.", "There are {a} {items} on {n}'s table.", "{n} collects {a} {items}."]
 START_TIMES = ["{n} buys {a} {boxes} of {b} {items} each.", "{n} has {a} {boxes} with {b} {items} in each."]
 START_PLUS = ["{n} has {a} {c} {items} and {b} {d} {items}.", "{n} finds {a} {items} and {m} finds {b}. {n} takes all."]
@@ -48,12 +48,12 @@ ASK = {
 
 @dataclass(frozen=True)
 class Step:
-    """One equation, left op right = result, and what it tells."""
+    """One equation, left op right = result, and its sentence."""
 
     left: int
     op: str
     right: int
-    tells: str  # such as "Anna has {=} apples"; {=} is where the equation goes
+    sentence: str  # such as "Anna has {=} apples"; {=} is where the equation goes
 
     @property
     def result(self) -> int:
@@ -69,7 +69,9 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Problem:
+class WordProblem:
+    """A question and the steps of its solution."""
+
     question: str
     steps: tuple[Step, ...]
 
@@ -78,15 +80,15 @@ class Problem:
         return self.steps[-1].result
 
 
-def problem(rng: random.Random, steps: int, aside: float = 0.2) -> Problem:
-    """Return a problem whose solution has `steps` steps; with chance `aside` a number in it is of no use."""
+def problem(rng: random.Random, steps: int, aside: float = 0.2) -> WordProblem:
+    """Return a problem whose solution has `steps` steps; with probability `aside` it has a number that no step uses."""
     while True:
         made = _attempt(rng, steps, aside)
         if made is not None:
             return made
 
 
-def _attempt(rng: random.Random, steps: int, aside: float) -> Problem | None:
+def _attempt(rng: random.Random, steps: int, aside: float) -> WordProblem | None:
     n, m = rng.sample(NAMES, 2)
     c, d = rng.sample(COLOURS, 2)
     words = {"items": rng.choice(ITEMS), "boxes": rng.choice(BOXES), "c": c, "d": d}
@@ -96,8 +98,8 @@ def _attempt(rng: random.Random, steps: int, aside: float) -> Problem | None:
     def tell(forms: list[str], **numbers: int) -> None:
         told.append(rng.choice(forms).format(n=n, m=m, **words, **numbers))
 
-    def step(left: int, op: str, right: int, tells: str) -> bool:
-        done.append(Step(left, op, right, tells.format(n=n, m=m, **words, e="{=}")))
+    def step(left: int, op: str, right: int, sentence: str) -> bool:
+        done.append(Step(left, op, right, sentence.format(n=n, m=m, **words, e="{=}")))
         return done[-1].whole
 
     kind = rng.choice(["plain", "plain", "times", "plus"])
@@ -118,7 +120,7 @@ def _attempt(rng: random.Random, steps: int, aside: float) -> Problem | None:
         return None
     if rng.random() < aside:
         tell(ASIDE, a=rng.randint(2, 60))
-    asked = "own"
+    question = "own"
     while len(done) < steps:
         left = steps - len(done)
         kinds = ["gain", "gain", "lose", "lose", "times"] + ["half"] * (kind != "half")
@@ -144,27 +146,27 @@ def _attempt(rng: random.Random, steps: int, aside: float) -> Problem | None:
             b = rng.randint(2, 9)
             tell(SHARE, b=b)
             good = step(value, "/", b, "Each part has {e} {items}")
-            asked = "each"
+            question = "each"
         else:
             b, more = rng.randint(2, 30), rng.random() < 0.5
             tell(MORE if more else FEWER, b=b)
             good = step(value, "+" if more else "-", b, "{m} has {e} {items}") and step(
                 value, "+", done[-1].result, "Together they have {e} {items}"
             )
-            asked = "both"
+            question = "both"
         if not good:
             return None
         value = done[-1].result
-    told.append(rng.choice(ASK[asked]).format(n=n, m=m, **words))
-    return Problem(" ".join(told), tuple(done))
+    told.append(rng.choice(ASK[question]).format(n=n, m=m, **words))
+    return WordProblem(" ".join(told), tuple(done))
 
 
-def worked(solved: Problem) -> str:
+def worked(solved: WordProblem) -> str:
     """Return the solution in GSM8K's form."""
     lines = []
     for s in solved.steps:
         equation = f"{s.left}{s.op}{s.right}"
-        lines.append(s.tells.replace("{=}", f"{equation}=<<{equation}={s.result}>>{s.result}") + ".")
+        lines.append(s.sentence.replace("{=}", f"{equation}=<<{equation}={s.result}>>{s.result}") + ".")
     return "\n".join([*lines, f"#### {solved.answer}"])
 
 
@@ -175,7 +177,7 @@ def rows(split: str, n: int, steps: tuple[int, ...], seed: int) -> list[dict[str
     rng = random.Random(f"{seed} {split} {steps}")
     while len(found) < n:
         made = problem(rng, steps[len(found) % len(steps)])
-        # Which split a question may be in is decided by its text: no need to compare the splits.
+        # The text of a question decides its split: there is no need to compare the splits.
         if made.question in seen or split_of(made.question) != split:
             continue
         seen.add(made.question)

@@ -6,21 +6,21 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit.api import Run
+from ftkit.api import MeasuredRun
 from ftkit.files import read_jsonl
 from ftkit.records import Curve, Example, Metric, Prediction, Section
 from ftkit.stats import example_means
 
-from ._rules import Facts, judge, most_samples
+from ._rules import Facts, apply_rules, most_samples
 from ._taxonomy import KINDS, kind_of
 
-EXAMPLES = 2  # shown of each kind of error, before and after
-TEXT = 1200  # characters of an answer that are shown
+EXAMPLES = 2  # shown per kind of error, before and after training
+TEXT = 1200  # characters of a solution that are shown
 
 
 @dataclass(frozen=True)
 class Place:
-    """The probe at one moment of training: the base model (step 0), a snapshot, the tuned model."""
+    """The probe at one step of training: the base model (step 0), a snapshot, or the tuned model."""
 
     name: str  # base, step-100, tuned
     step: int
@@ -29,20 +29,22 @@ class Place:
         return f"probe-{self.name}-{what}"
 
 
-def section(run: Run) -> Section | None:
-    """Return the section of a run that the probe made, or None. Reads the run directory alone."""
+def section(run: MeasuredRun) -> Section | None:
+    """Return the section of a probe's run, or None for other runs. Reads nothing but the run directory."""
     places = _places(run)
     if not places or places[0].name != "base":
         return None
     title = f"What fine-tuning taught: {run.record().name}"
     if places[-1].name != "tuned":
-        return Section(title, ({"kind": "text", "text": "The run has not measured the tuned model yet: no verdict."},))
+        return Section(
+            title, ({"kind": "text", "text": "The run has not measured the tuned model yet, so there is no verdict."},)
+        )
     facts = _facts(run, places)
-    verdict, rules, help_ = judge(facts)
+    verdict, rules, advice = apply_rules(facts)
     blocks: list[dict[str, Any]] = [
         {"kind": "text", "text": verdict},
         {"kind": "table", "header": ["rule", "numbers", "holds"], "rows": [r.row() for r in rules]},
-        {"kind": "text", "text": "What would help: " + " ".join(help_)},
+        {"kind": "text", "text": "What to try next: " + " ".join(advice)},
         {"kind": "curves", "curves": _curves(run, places)},
         {"kind": "table", "header": _HEADER, "rows": [*(_line(run, p) for p in places), *_control(run)]},
         {"kind": "text", "text": _notes(run, facts)},
@@ -51,7 +53,7 @@ def section(run: Run) -> Section | None:
     return Section(title, tuple(blocks))
 
 
-def _places(run: Run) -> list[Place]:
+def _places(run: MeasuredRun) -> list[Place]:
     names = [s.removeprefix("probe-").removesuffix("-test") for s in run.measured() if _is_test(s)]
     known = {int(n.removeprefix("step-")): n for n in names if n.startswith("step-")}
     places = [Place(name, step) for step, name in sorted(known.items())]
@@ -66,12 +68,12 @@ def _is_test(stage: str) -> bool:
     return stage.startswith("probe-") and stage.endswith("-test")
 
 
-def _last_step(run: Run) -> int:
+def _last_step(run: MeasuredRun) -> int:
     ends = [row["steps"] for row in run.log_rows() if row["event"] == "end"]
     return int(ends[-1]) if ends else 0
 
 
-def _facts(run: Run, places: list[Place]) -> Facts:
+def _facts(run: MeasuredRun, places: list[Place]) -> Facts:
     base, tuned = places[0], places[-1]
 
     def values(stage: str, name: str) -> dict[str, float]:
@@ -92,16 +94,16 @@ def _facts(run: Run, places: list[Place]) -> Facts:
     )
 
 
-def _count(run: Run, place: Place) -> Counter[str]:
+def _count(run: MeasuredRun, place: Place) -> Counter[str]:
     return Counter(kind for kind, _, _ in _kinds(run, place))
 
 
-def _kinds(run: Run, place: Place) -> list[tuple[str, Example, Prediction]]:
-    """Return each test answer with the kind of its error; failed requests are left out."""
+def _kinds(run: MeasuredRun, place: Place) -> list[tuple[str, Example, Prediction]]:
+    """Return each test prediction with the kind of its error; without failed requests."""
     stage = place.stage("test")
     examples = {e.id: e for e in map(Example.from_dict, read_jsonl(run.path(stage, "examples.jsonl")))}
-    answered = [p for p in run.predictions(stage) if p.error is None]
-    return [(kind_of(examples[p.example_id], p), examples[p.example_id], p) for p in answered]
+    succeeded = [p for p in run.predictions(stage) if p.error is None]
+    return [(kind_of(examples[p.example_id], p), examples[p.example_id], p) for p in succeeded]
 
 
 # ---------------------------------------------------------------- blocks
@@ -110,7 +112,7 @@ _HEADER = ["", "loss on gold solutions (nats/token)", "accuracy, flexible", "acc
            "step arithmetic", "accuracy on training questions", "accuracy, numbers changed", "pass@1", "pass@k", "maj@k"]  # fmt: skip
 
 
-def _line(run: Run, place: Place) -> list[str]:
+def _line(run: MeasuredRun, place: Place) -> list[str]:
     measured = run.measured()
     found = {what: run.metrics(place.stage(what)) for what in ("test", "train", "changed", "samples") if place.stage(what) in measured}  # fmt: skip
     test, samples = found.get("test", {}), found.get("samples", {})
@@ -128,8 +130,8 @@ def _line(run: Run, place: Place) -> list[str]:
     return [name, *(_cell(m) for m in cells)]
 
 
-def _control(run: Run) -> list[list[str]]:
-    """Return the row of the few-shot control, where the run has one: another prompt, so no delta is made with it."""
+def _control(run: MeasuredRun) -> list[list[str]]:
+    """Return the row of the few-shot control, where the run has one. Its prompt differs: it is in no delta."""
     if "probe-few-shot" not in run.measured():
         return []
     found = run.metrics("probe-few-shot")
@@ -148,8 +150,8 @@ def _cell(metric: Metric | None) -> str:
     return f"{100 * metric.value:.1f}{interval}"
 
 
-def _curves(run: Run, places: list[Place]) -> list[Curve]:
-    """Return the loss and, at the same steps, what it was hoped to bring."""
+def _curves(run: MeasuredRun, places: list[Place]) -> list[Curve]:
+    """Return the curves of the loss and, at the same steps, of accuracy and format."""
     name = run.record().name
     lines = []
     for metric, label, axis in (
@@ -162,7 +164,7 @@ def _curves(run: Run, places: list[Place]) -> list[Curve]:
     return lines
 
 
-def _notes(run: Run, facts: Facts) -> str:
+def _notes(run: MeasuredRun, facts: Facts) -> str:
     k = most_samples(facts.samples[1])
     generation = run.measurement("probe-tuned-samples")["settings"]["generation"]
     n_changed = len(facts.changed[1])
@@ -174,8 +176,8 @@ def _notes(run: Run, facts: Facts) -> str:
     )
 
 
-def _errors(run: Run, base: Place, tuned: Place) -> list[dict[str, Any]]:
-    """Return the table of error kinds before and after, and examples of each."""
+def _errors(run: MeasuredRun, base: Place, tuned: Place) -> list[dict[str, Any]]:
+    """Return the table of error kinds before and after training, and examples of each."""
     found = [_kinds(run, base), _kinds(run, tuned)]
     counts = [Counter(kind for kind, _, _ in side) for side in found]
     rows = []

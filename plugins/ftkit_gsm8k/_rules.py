@@ -1,4 +1,4 @@
-"""The rules of the probe's verdict. Each is stated once, here, and shown with the numbers it was applied to."""
+"""The rules of the probe's verdict. The report shows each with the numbers it was applied to."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from ftkit.records import Metric
 from ftkit.stats import PairedDelta, paired_delta
 
-MATTERS = 0.05  # a change of accuracy below 5 points is called small, whatever its interval
+MATTERS = 0.05  # a smaller change of accuracy (below 5 points) does not count, whatever its interval
 FORM = 0.10  # the format was learned if its rate rose by 10 points or more
-HEADROOM = 0.10  # pass@k so much above pass@1 is something that a reward could use
-GAP = 0.10  # training questions answered so much better than test questions are memorised
-SHARE = 0.25  # a kind of error that makes up this share of the errors is named
+HEADROOM = 0.10  # reinforcement learning has something to reward if pass@k is this much above pass@1
+GAP = 0.10  # questions were memorised if accuracy on training questions is this much above test questions
+SHARE = 0.25  # a kind of error with this share of all errors gets advice
 
 Values = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at: values per question, before and after; metrics of the sampled solutions; error kinds."""
+    """The input of the rules: values per question, before and after training; metrics of sampled solutions; errors."""
 
     loss: tuple[Values, Values]
     form: tuple[Values, Values]
@@ -35,18 +35,18 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: what it says, the numbers it was applied to, whether it holds (None: it could not be applied)."""
+    """One rule: its text, the numbers it was applied to, whether it holds (None: it could not be applied)."""
 
-    says: str
+    text: str
     numbers: str
     holds: bool | None
 
     def row(self) -> list[str]:
-        return [self.says, self.numbers, {True: "yes", False: "no", None: "not measured"}[self.holds]]
+        return [self.text, self.numbers, {True: "yes", False: "no", None: "not measured"}[self.holds]]
 
 
-def judge(facts: Facts) -> tuple[str, list[Rule], list[str]]:
-    """Return the verdict, the rules with their numbers, and what would help."""
+def apply_rules(facts: Facts) -> tuple[str, list[Rule], list[str]]:
+    """Return the verdict, the rules with their numbers, and advice."""
     loss, form, accuracy = (paired_delta(*side) for side in (facts.loss, facts.form, facts.accuracy))
     rules = {
         "loss": Rule(
@@ -75,19 +75,19 @@ def judge(facts: Facts) -> tuple[str, list[Rule], list[str]]:
         "brittle": _brittle(facts),
         "few-shot": _few_shot(facts),
     }
-    return _verdict(rules, form, accuracy, facts), list(rules.values()), _help(rules, facts)
+    return _verdict(rules, form, accuracy, facts), list(rules.values()), _advice(rules, facts)
 
 
 def _verdict(rules: dict[str, Rule], form: PairedDelta, accuracy: PairedDelta, facts: Facts) -> str:
     if rules["rose"].holds:
-        said = "SFT taught solving" + (" and the format." if rules["form"].holds else ".")
+        taught = "SFT taught solving" + (" and the format." if rules["form"].holds else ".")
     elif rules["form"].holds:
-        said = "SFT taught the format." if not rules["fell"].holds else "SFT taught the format and cost accuracy."
+        taught = "SFT taught the format." if not rules["fell"].holds else "SFT taught the format and cost accuracy."
     elif rules["fell"].holds:
-        said = "SFT taught neither format nor solving, and cost accuracy."
+        taught = "SFT taught neither format nor solving, and cost accuracy."
     else:
-        said = "SFT taught neither format nor solving, as far as these questions can show."
-    parts = [f"Format {_change(form)} points, accuracy {_change(accuracy)}: {said}"]
+        taught = "SFT taught neither format nor solving, as far as these questions can show."
+    parts = [f"Format {_change(form)} points, accuracy {_change(accuracy)}: {taught}"]
     if rules["loss"].holds and not rules["rose"].holds:
         parts.append(f"Meanwhile the loss on gold solutions fell, {_means(facts.loss, 1, 3)} nats/token.")
     k = most_samples(facts.samples[1])
@@ -96,59 +96,61 @@ def _verdict(rules: dict[str, Rule], form: PairedDelta, accuracy: PairedDelta, f
         times = f"{many / one:.1f}x pass@1" if one else "above a pass@1 of 0"
         parts.append(f"pass@{k} is {times}: sampling finds answers that one attempt misses.")
     if rules["memorised"].holds:
-        parts.append("Training questions are answered better than test questions: some of it is memory.")
+        parts.append("Accuracy on training questions is above test questions: a part of it is memorised.")
     if rules["brittle"].holds:
-        parts.append("With other numbers in the same questions fewer are right: some of it hangs on the numbers seen.")
+        parts.append(
+            "With other numbers in the same questions, accuracy is lower: a part of it depends on these numbers."
+        )
     return " ".join(parts)
 
 
 def _headroom(facts: Facts) -> Rule:
     k = most_samples(facts.samples[1])
-    says = f"Sampling has headroom: the tuned model's pass@k is {100 * HEADROOM:.0f} points or more above its pass@1, and the intervals do not meet."
+    text = f"Sampling has headroom: the tuned model's pass@k is {100 * HEADROOM:.0f} points or more above its pass@1, and the intervals do not meet."
     if not k:
-        return Rule(says, "", None)
+        return Rule(text, "", None)
     one, many = facts.samples[1]["pass@1"], facts.samples[1][f"pass@{k}"]
     before = facts.samples[0].get(f"pass@{k}")
     numbers = f"pass@1 {_metric(one)} %, pass@{k} {_metric(many)} %" + (
         f" (base model: pass@{k} {_metric(before)} %)" if before else ""
     )
     if one.high is None or many.low is None:
-        return Rule(says, numbers, None)
-    return Rule(says, numbers, many.low > one.high and many.value - one.value >= HEADROOM)
+        return Rule(text, numbers, None)
+    return Rule(text, numbers, many.low > one.high and many.value - one.value >= HEADROOM)
 
 
 def _memorised(facts: Facts) -> Rule:
-    says = (
+    text = (
         f"Questions were memorised: after training, accuracy on training questions is {100 * GAP:.0f} points or more above"
         " test questions, and the interval is above 0."
     )
     gaps = [_gap(train, test) for train, test in zip(facts.train, facts.test, strict=True)]
     if gaps[1] is None:
-        return Rule(says, "", None)
+        return Rule(text, "", None)
     before = f"base model {100 * gaps[0][0]:+.1f}; " if gaps[0] else ""
     delta, low, high = gaps[1]
     numbers = f"{before}tuned {100 * delta:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
-    return Rule(says, numbers, low > 0 and delta >= GAP)
+    return Rule(text, numbers, low > 0 and delta >= GAP)
 
 
 def _gap(a: Values, b: Values) -> tuple[float, float, float] | None:
     """Return mean(a) - mean(b) of different questions with its 95 % interval (normal approximation, Agresti-Caffo)."""
     if not a or not b:
         return None
-    # One right and one wrong answer added to each side keeps the interval from collapsing at 0 and 1.
+    # Agresti-Caffo adds one right and one wrong value to each side: otherwise the interval has no width at 0 and 1.
     p, q = ((sum(v.values()) + 1) / (len(v) + 2) for v in (a, b))
     half = 1.96 * math.sqrt(p * (1 - p) / (len(a) + 2) + q * (1 - q) / (len(b) + 2))
     return _mean(a) - _mean(b), p - q - half, p - q + half
 
 
 def _brittle(facts: Facts) -> Rule:
-    says = "It hangs on the numbers: with other numbers in the same questions accuracy is lower, and the interval is below 0."
+    text = "Accuracy depends on the numbers: with other numbers in the same questions it is lower, and the interval is below 0."
     pairs = [_on_originals(test, changed) for test, changed in zip(facts.test, facts.changed, strict=True)]
     found = [paired_delta(*pair) for pair in pairs]
     if found[1].high is None:
-        return Rule(says, "", None)
+        return Rule(text, "", None)
     numbers = f"base model {_change(found[0])}; tuned {_means(pairs[1])} %, {_change(found[1])} points, n={found[1].n}"
-    return Rule(says, numbers, found[1].high < 0)
+    return Rule(text, numbers, found[1].high < 0)
 
 
 def _on_originals(test: Values, changed: Values) -> tuple[Values, Values]:
@@ -157,45 +159,51 @@ def _on_originals(test: Values, changed: Values) -> tuple[Values, Values]:
 
 
 def _few_shot(facts: Facts) -> Rule:
-    says = "Training beats prompting: the tuned model's accuracy on the same questions is above the few-shot control's interval."
+    text = "Training is better than prompting: the tuned model's accuracy on the same questions is above the few-shot control's interval."
     if facts.few_shot is None or facts.few_shot.high is None:
-        return Rule(says, "", None)
+        return Rule(text, "", None)
     tuned = _mean(facts.test[1])
     numbers = f"few-shot base model {_metric(facts.few_shot)} %, tuned without examples {100 * tuned:.1f} % (another prompt: no delta)"
-    return Rule(says, numbers, tuned > facts.few_shot.high)
+    return Rule(text, numbers, tuned > facts.few_shot.high)
 
 
-def _help(rules: dict[str, Rule], facts: Facts) -> list[str]:
+def _advice(rules: dict[str, Rule], facts: Facts) -> list[str]:
     """Return what the numbers suggest to try next."""
     k, samples = most_samples(facts.samples[1]), facts.samples[1]
     found = []
     if rules["headroom"].holds:
         found.append(
             f"Reinforcement learning with a verifiable reward (is the final number right?): {100 * samples[f'pass@{k}'].value:.0f} %"
-            f" of the questions have a right answer among {k} samples, so there is something to reward."
+            f" of the questions have a right solution among {k} samples, so there is something to reward."
         )
         majority = samples[f"maj@{k}"]
         if majority.low is not None and majority.low > samples["pass@1"].value:
             found.append(f"Without training: the majority of {k} samples, {_metric(majority)} % against pass@1 {_metric(samples['pass@1'])} %.")  # fmt: skip
     elif k and samples[f"pass@{k}"].value < 0.1:
         found.append(
-            f"A bigger or better base model: even {k} samples hold a right answer for only {100 * samples[f'pass@{k}'].value:.0f} %."
+            f"A larger or better base model: {k} samples include a right solution for only {100 * samples[f'pass@{k}'].value:.0f} % of the questions."
         )
     if rules["memorised"].holds:
         found.append("More training problems, or fewer passes over these.")
     errors = {kind: n for kind, n in facts.kinds[1].items() if kind != "right"}
     total = sum(errors.values())
     for kind, advice in (
-        ("arithmetic slip", "A calculator at the annotations, or a reward for right sums: the plans are right."),
-        ("wrong operation", "A bigger base model, or more samples to choose from: plans go wrong, not sums."),
-        ("truncated", "A higher generation.max_new_tokens: answers are cut off."),
-        ("degenerate loop", "Less training or a lower learning rate: answers run in circles."),
+        (
+            "arithmetic slip",
+            "A calculator at the annotations, or a reward for right results: the operations are right.",
+        ),
+        (
+            "wrong operation",
+            "A larger base model, or more samples to choose from: the operations are wrong, not their results.",
+        ),
+        ("truncated", "A higher generation.max_new_tokens: solutions are truncated."),
+        ("degenerate loop", "Less training or a lower learning rate: solutions repeat themselves."),
     ):
         if total and errors.get(kind, 0) / total >= SHARE:
             found.append(f"{advice} ({kind}: {errors[kind]} of {total} errors)")
     if rules["rose"].holds:
-        found.append("More of the same: supervised fine-tuning still pays here; measure again with more problems.")
-    return found or ["nothing that these rules would suggest."]
+        found.append("More training problems: supervised fine-tuning still improves accuracy; measure again with more.")
+    return found or ["these rules suggest nothing."]
 
 
 # ---------------------------------------------------------------- numbers as text

@@ -1,4 +1,4 @@
-"""What went wrong in a solution, by rule."""
+"""The kind of error in a solution, by rules."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ftkit.records import Example, Prediction
 from ._evaluator import gold
 from ._numbers import Equation, compute, equations, last, numbers, own_part
 
-# In the order in which the rules are tried; the first that holds names the error.
+# In the order of the rules; the first that applies names the error.
 KINDS = {
     "right": "the last number is the reference's",
-    "degenerate loop": "the same 4 to 80 characters stand four times or more in a row",
-    "no answer": "there is no number in the answer",
-    "truncated": "the answer was cut off at the length limit",
-    "arithmetic slip": "the plan is right: with each wrong sum put right, the steps end at the reference's answer",
-    "copied number": "the answer is a number of the question",
+    "degenerate loop": "the same 4 to 80 characters are repeated four times or more in a row",
+    "no answer": "the solution contains no number",
+    "truncated": "the solution ends at the length limit",
+    "arithmetic slip": "the operations are right: with each wrong result corrected, the steps end at the reference's answer",
+    "copied number": "the final number is a number of the question",
     "wrong operation": "the steps do not use the reference's operations",
     "wrong numbers": "the reference's operations, on other numbers",
-    "no steps": "an answer without any step written out",
+    "no steps": "a solution without any equation",
 }
 _LOOP = re.compile(r"(.{4,80}?)\1{3,}", re.DOTALL)
 _OPERAND = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
@@ -39,7 +39,7 @@ def kind_of(example: Example, prediction: Prediction) -> str:
     if prediction.finish_reason == "length" and text == prediction.text:
         return "truncated"
     steps = equations(text)
-    if any(not s.right for s in steps) and _mended(steps) in right:
+    if any(not s.right for s in steps) and _corrected(steps) in right:
         return "arithmetic slip"
     if answer in numbers(example.input):
         return "copied number"
@@ -51,19 +51,19 @@ def kind_of(example: Example, prediction: Prediction) -> str:
     return "wrong operation"
 
 
-def _mended(steps: list[Equation]) -> Fraction | None:
-    """Return the last result once each sum is put right and passed on to the steps that use it."""
+def _corrected(steps: list[Equation]) -> Fraction | None:
+    """Return the last result where each wrong result is corrected, also in the later steps that use it."""
     true: dict[Fraction, Fraction] = {}
     value = None
     for s in steps:
-        value = compute(_OPERAND.sub(lambda m: _put(true, m[0]), s.expression))
+        value = compute(_OPERAND.sub(lambda m: _substituted(true, m[0]), s.expression))
         if value is None:
             return None
         true[s.claimed] = value
     return value
 
 
-def _put(true: dict[Fraction, Fraction], text: str) -> str:
+def _substituted(true: dict[Fraction, Fraction], text: str) -> str:
     value = true.get(Fraction(text.replace(",", "")))
     return text if value is None else f"({value.numerator}/{value.denominator})"
 

@@ -1,4 +1,4 @@
-"""The same question with other numbers, and the answer that its annotations then give."""
+"""The same question with other numbers, and the answer that follows from its annotations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATTEMPTS = 300
 # Whole numbers that stand alone: not a part of a decimal, a percentage, a time, a fraction, an ordinal or a name.
 _FREE = re.compile(r"(?<![\w.,:/#-])\d{1,6}(?:,\d{3})*(?![\w:/%-]|[.,]\d)")
 _OPERAND = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
-# What a word may contribute to a step: where a question writes the same value in digits, nobody can tell which was meant.
+# Values that a word may stand for: where a question has the same value in digits, it is not clear which one a step uses.
 _WORDS = {
     "one": (1,), "half": (2, 50), "halves": (2,), "twice": (2,), "double": (2,), "doubles": (2,), "two": (2,), "both": (2,),
     "pair": (2,), "pairs": (2,), "couple": (2,), "triple": (3,), "thrice": (3,), "three": (3,), "third": (3,), "thirds": (3,),
@@ -31,9 +31,9 @@ _WORDS = {
 def changed(example: Example) -> Example | None:
     """Return `example` with other numbers and the answer recomputed, or None where its annotations do not allow it.
 
-    They allow it if each step's operands are numbers of the question, results of earlier steps or
-    constants, and no operand could be two of these; and if other numbers keep each result what it was:
-    positive, whole where it was whole, no longer in digits. The same example always gives the same one.
+    They allow it if each operand of a step is a number of the question, a result of an earlier step or a constant, and
+    only one of these; and if with other numbers each result stays positive, stays whole where it was whole, and gets
+    no more digits. The same example always gives the same variant.
     """
     steps = annotated(example.targets[0])
     answer = marked(example.targets[0])
@@ -83,7 +83,7 @@ def _near(rng: random.Random, value: int) -> int:
 def _recompute(expressions: list[str], results: list[Fraction], new: dict[Fraction, Fraction]) -> list[Fraction] | None:
     after: list[Fraction] = []
     for expression in expressions:
-        known = {**new, **dict(zip(results, after, strict=False))}  # a result that repeats: the later one is meant
+        known = {**new, **dict(zip(results, after, strict=False))}  # of equal results, the later one counts
         value = compute(_OPERAND.sub(lambda m, known=known: _as_operand(known, m[0]), expression))
         if value is None:
             return None
@@ -104,7 +104,7 @@ def _like(after: Fraction, before: Fraction) -> bool:
 
 
 def _written(example: Example, new: dict[Fraction, Fraction], answer: Fraction) -> Example | None:
-    """Return the example with the numbers put into its question and its prompt."""
+    """Return the example with the new numbers in its question and its prompt."""
     text = _FREE.sub(lambda m: str(new.get(_number(m[0]), m[0])), example.input)
     messages = tuple(
         replace(m, content=m.content.replace(example.input, text)) if m.role == "user" else m for m in example.messages

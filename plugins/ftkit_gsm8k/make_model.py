@@ -1,16 +1,16 @@
-"""Makes the tiny model of the GSM8K quickstart from nothing.
+"""Trains the tiny model of the GSM8K quickstart from scratch.
 
     python -m ftkit_gsm8k.make_model --out DIR
 
-Pre-training reads three kinds of text, all generated here: sums ("12 + 5 = 17"), problems of two to
-four steps with solutions in several plain formats, and stories without a question. It never sees a
-problem of one step, a calculator annotation (``<<12+5=17>>``), a last line ``#### 17``, or a question
-that is in the quickstart's data. The first stage has short documents in few formats; in the second, a
-document shows up to four problems in one of many formats, so that the model goes on in whatever it is shown.
+The pre-training text is generated here and has three kinds of documents: equations ("12 + 5 = 17"), problems
+of two to four steps with solutions in several plain formats, and stories without a question. It contains no
+problem of one step, no calculator annotation (``<<12+5=17>>``), no last line ``#### 17``, and no question of
+the quickstart's data. The first stage has short documents in few formats. In the second, a document has up to
+four problems in one of many formats, so that the model continues in the format of its prompt.
 
 Measured when the shipped model was made (one thread of a machine that was busy with other work): 1.13
 million parameters, 3.7 million tokens in 8 minutes and 1.2 million in 10, loss 0.70 per token at the end.
-It was made in two goes (the second with --from), so a run of both stages gives other weights of its kind.
+It was made in two runs (the second with --from), so one run of both stages gives other weights.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from . import _problems as P
 
 SEED = 7
 VOCAB = 512
-CHUNK = 1000  # documents read at a time
+CHUNK = 1000  # documents generated at a time
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows of `row` tokens, `batch` of them per step; the first `easy` steps read mostly sums."""
+    """Rows of `row` tokens, `batch` of them per step; the first `easy` steps have mostly equations."""
 
     steps: int
     row: int
     batch: int
     easy: int
     peak: float  # share of the learning rate
-    falls: bool  # the rate falls to 0 until the stage ends
+    falls: bool  # the rate falls to 0 by the end of the stage
     shots: tuple[int, ...]  # problems per document
     wide: bool  # all formats, brackets around repeated sums among them
 
 
 STAGES = (
-    Stage(900, 256, 16, 400, 1.0, False, (1, 2, 2, 3), False),  # to calculate and to plan
-    Stage(300, 512, 8, 0, 0.6, True, (1, 2, 3, 4), True),  # to go on in whatever format a document has
+    Stage(900, 256, 16, 400, 1.0, False, (1, 2, 2, 3), False),  # teaches arithmetic and the order of steps
+    Stage(300, 512, 8, 0, 0.6, True, (1, 2, 3, 4), True),  # teaches to continue in the format of the document
 )
 FRAMES = [
     ("Question: ", "\nAnswer:"),
@@ -66,7 +66,7 @@ NOTES = [("(", ")"), ("[", "]"), ("{", "}"), ("|", "|"), ("*", "*"), ("<", ">")]
 
 
 def sums(rng: random.Random) -> str:
-    """Bare sums, a few in one style."""
+    """Return a few equations in one style."""
     form = rng.choice(["{} {} {} = {}", "{}{}{}={}", "{} {} {} is {}"])
     lines = []
     while len(lines) < 6:
@@ -78,7 +78,7 @@ def sums(rng: random.Random) -> str:
     return rng.choice(["\n", ", "]).join(lines)
 
 
-def new_problem(rng: random.Random) -> P.Problem:
+def new_problem(rng: random.Random) -> P.WordProblem:
     while True:
         made = P.problem(rng, rng.choice((2, 2, 3, 3, 4)))
         if P.split_of(made.question) == "pretraining":
@@ -86,7 +86,7 @@ def new_problem(rng: random.Random) -> P.Problem:
 
 
 def problems(rng: random.Random, stage: Stage) -> str:
-    """A few problems, all in one format."""
+    """Return a few problems, all in one format."""
     frame = rng.choice(FRAMES + MORE_FRAMES * stage.wide)
     end, join = rng.choice(ENDS + MORE_ENDS * stage.wide), rng.choice(JOINS)
     before_end = join if "\n" in join else rng.choice((" ", "\n", join))
@@ -101,7 +101,7 @@ def problems(rng: random.Random, stage: Stage) -> str:
             if note:
                 sum_ = equals.rsplit("{}", 1)[0].format(s.left, s.op, s.right)
                 equation = f"{sum_}{note[0]}{equation}{note[1]}{s.result}"
-            steps.append(s.tells.replace("{=}", equation) + "." if told else equation)
+            steps.append(s.sentence.replace("{=}", equation) + "." if told else equation)
         last = end.format(made.answer)
         parts.append(f"{frame[0]}{made.question}{frame[1]} {join.join(steps)}{before_end}{last}")
     return "\n\n".join(parts)
@@ -160,7 +160,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     rng = random.Random(SEED)
-    shown = P.rows("pretraining", 200, (2, 3, 4), 0)  # so that << >> #### and newline are tokens
+    shown = P.rows("pretraining", 200, (2, 3, 4), 0)  # so that << >> #### and the newline are tokens
     tok = make_tokenizer([document(rng, STAGES[0]) for _ in range(8000)] + [r["answer"] for r in shown])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tok,

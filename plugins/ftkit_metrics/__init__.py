@@ -1,6 +1,6 @@
 """Evaluators: rouge, exact-match, slot-match (facts), and hf-metric (any metric of the `evaluate` library).
 
-This module is light; what imports rouge-score or evaluate is in `_rouge.py` and `_hf.py`.
+Light: `_rouge.py` and `_hf.py` import rouge-score and evaluate, and are imported when they are used.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def ftkit_evaluators() -> list[type[api.Evaluator]]:
 class RougeOptions(api.Options):
     use_stemmer: bool = Field(
         False,
-        description="Reduce English words to their stem first (rouge-score's tokenizer only); `evaluate` does not.",
+        description="Reduce English words to their stems first (rouge-score's tokenizer only); `evaluate` does not.",
     )
     tokenizer: Literal["auto", "default", "unicode"] = Field(
         "auto",
         description="default: rouge-score's own, which keeps a-z and 0-9 only. unicode: words of any script, single "
-        "characters where a script puts no spaces between words. auto: what fits the references.",
+        "characters where a script puts no spaces between words. auto: chosen by the script of the references.",
     )
     split_summaries: bool = Field(
         False,
@@ -61,8 +61,8 @@ class RougeOptions(api.Options):
 class Rouge(api.Evaluator):
     """ROUGE F-measures by rouge-score (Lin 2004); with several targets, the best of each metric.
 
-    Beside them, mean lengths: words are what white space separates; where most of the references are
-    in a script without spaces, lengths are in characters and the unit says so.
+    Also reports mean lengths in words, separated by white space; where most of the references are in a script
+    without spaces, lengths are in characters, and the unit is "characters".
     """
 
     name = "rouge"
@@ -124,15 +124,16 @@ class ExactMatchOptions(api.Options):
     ignore_case: bool = Field(True, description="Compare after Unicode case folding.")
     collapse_whitespace: bool = Field(True, description="Runs of white space are one space; none at the ends.")
     strip_punctuation: bool = Field(
-        True, description="Drop punctuation at the ends of the text, but for % # & @ and the sign or point of a number."
+        True,
+        description="Remove punctuation at the ends of the text, except % # & @ and the sign or point of a number.",
     )
 
 
 class ExactMatch(api.Evaluator):
-    """1 where the answer equals any target after normalising both, else 0; Wilson's interval on the mean."""
+    """1 where the prediction equals any target after both are normalised, else 0; Wilson's interval on the mean."""
 
     name = "exact-match"
-    summary = "share of answers equal to a target after a stated normalisation"
+    summary = "share of predictions equal to a target after a stated normalisation"
     primary = "exact_match"
     Options = ExactMatchOptions
 
@@ -142,17 +143,17 @@ class ExactMatch(api.Evaluator):
         return Score(example.id, {"exact_match": float(right)}, prediction.sample, answer=answer)
 
     def normalise(self, text: str) -> str:
-        """Return what is compared."""
+        """Return the normalised text that is compared."""
         if self.options.unicode:
             text = unicodedata.normalize("NFKC", text)
         if self.options.ignore_case:
             text = text.casefold()
-            if self.options.unicode:  # folding can undo the normal form
+            if self.options.unicode:  # case folding can leave the normal form
                 text = unicodedata.normalize("NFKC", text)
         if self.options.collapse_whitespace:
             text = " ".join(text.split())
         if self.options.strip_punctuation:
-            text = _strip_punctuation(text) or text  # "?" and "!" stay two different answers
+            text = _strip_punctuation(text) or text  # "?" and "!" stay different
         return text
 
     def aggregate(
@@ -164,7 +165,7 @@ class ExactMatch(api.Evaluator):
 
 
 def _strip_punctuation(text: str) -> str:
-    """Return `text` without white space and punctuation at its ends; what makes another answer of it stays.
+    """Return `text` without white space and punctuation at its ends; signs that change the meaning stay.
 
     "-5", ".5", "50%" and "C#" are not "5", "50" and "C".
     """
@@ -186,8 +187,8 @@ def _droppable(char: str) -> bool:
 class SlotMatchOptions(api.Options):
     slots: list[str] = Field(
         min_length=1,
-        description="Columns (kept by `dataset.columns.meta`) whose text must occur in the answer; a cell is a text or "
-        "a list of texts.",
+        description="Columns (kept by `dataset.columns.meta`) whose text must occur in the prediction; a cell is a text "
+        "or a list of texts.",
     )
 
     @field_validator("slots")
@@ -199,20 +200,19 @@ class SlotMatchOptions(api.Options):
 
 
 class SlotMatch(api.Evaluator):
-    """Are the facts in the answer? Each slot is 1 if all of its texts occur as whole words, a list in its order.
+    """Checks facts: a slot is 1 if all of its texts occur in the prediction as whole words, a list in its order.
 
-    Compared word by word: case, punctuation, white space and Unicode forms make no difference. An empty
-    or absent cell is not counted, so `n` may differ from slot to slot. `all_slots` is 1 if every slot that
-    the row has is right.
+    The comparison is word by word: case, punctuation, white space and Unicode forms make no difference. An empty
+    or absent cell does not count, so `n` may differ between slots. `all_slots` is 1 if every slot of the row is 1.
     """
 
     name = "slot-match"
-    summary = "share of answers that contain the right facts, per slot and all together"
+    summary = "share of predictions that contain the right facts, per slot and all together"
     primary = "all_slots"
     Options = SlotMatchOptions
 
     def prepare(self, examples: Sequence[Example]) -> None:
-        """Raise InputError for a slot that no row has as a column."""
+        """Raise InputError for a slot whose column is in no row."""
         columns = sorted({key for example in examples for key in example.meta})
         absent = [slot for slot in self.options.slots if slot not in columns]
         if examples and absent:
@@ -222,12 +222,12 @@ class SlotMatch(api.Evaluator):
             )
 
     def score(self, example: Example, prediction: Prediction) -> Score:
-        said = words(prediction.text)
+        predicted = words(prediction.text)
         values: dict[str, float] = {}
         for slot in self.options.slots:
             phrases = [phrase for phrase in map(words, _texts(example.meta.get(slot))) if phrase]
             if phrases:
-                values[f"slot_{slot}"] = float(_in_order(phrases, said))
+                values[f"slot_{slot}"] = float(_in_order(phrases, predicted))
         missing = [name.removeprefix("slot_") for name, value in values.items() if not value]
         if values:
             values["all_slots"] = float(not missing)
@@ -251,12 +251,12 @@ def _texts(cell: Any) -> list[str]:
     return [str(item) for item in cell if item is not None] if isinstance(cell, list | tuple) else [str(cell)]
 
 
-def _in_order(phrases: Sequence[Sequence[str]], said: Sequence[str]) -> bool:
-    """Tell whether the phrases (lists of words) occur in `said`, one after the other without overlap."""
+def _in_order(phrases: Sequence[Sequence[str]], text: Sequence[str]) -> bool:
+    """Return whether the phrases (lists of words) occur in `text` (a list of words), in order and without overlap."""
     start = 0
     for phrase in phrases:
         size = len(phrase)
-        places = (i for i in range(start, len(said) - size + 1) if list(said[i : i + size]) == list(phrase))
+        places = (i for i in range(start, len(text) - size + 1) if list(text[i : i + size]) == list(phrase))
         found = next(places, None)
         if found is None:
             return False
@@ -272,28 +272,28 @@ class HfMetricOptions(api.Options):
         min_length=1, description="Name on the Hugging Face hub (such as sacrebleu) or path of a metric script."
     )
     allow_code: bool = Field(
-        False, description="Allow to run the metric's script on this machine; nothing is loaded without."
+        False, description="Allow the metric's script to run on this machine; without it, nothing is loaded."
     )
     config: str | None = Field(None, description="Configuration of the metric, where it has several.")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the metric's compute().")
     result_key: str | None = Field(
-        None, description="Which number of the result; by default the one named like the metric, or the only one."
+        None, description="Key of the result's number; by default the metric's name, or the only number."
     )
     per_example: bool = Field(
         False,
-        description="The metric over a split is the mean of its values on single examples: score each example by "
-        "itself, which gives paired comparisons. False (BLEU, F1, ...): one value over the whole split.",
+        description="true: the metric over a split is the mean of its values on single examples; each example gets a "
+        "score, so that systems can be compared in pairs. false (BLEU, F1, ...): one value over the whole split.",
     )
     resamples: int | None = Field(
         None,
         ge=0,
         le=10_000,
         description="Bootstrap resamples for the interval of a corpus metric, each a computation over the split; 0: "
-        "no interval. By default 100 up to 2,000 examples, none above.",
+        "no interval. By default 100 for up to 2,000 examples, and 0 for more.",
     )
     unit: str = Field("score", description='Unit of the value; "fraction" for a metric in 0..1 is shown as percent.')
     higher_is_better: bool | None = Field(
-        True, description="false for an error rate; null where neither way is better."
+        True, description="false for an error rate; null where neither direction is better."
     )
 
     @model_validator(mode="after")
@@ -311,10 +311,10 @@ class HfMetricOptions(api.Options):
 
 
 class HfMetricEvaluator(api.Evaluator):
-    """Any metric of the `evaluate` library; its value is named by `result_key` or like the metric.
+    """Any metric of the `evaluate` library; its value is named by `result_key`, or else like the metric.
 
-    A corpus metric gives no score per example, hence no paired comparison between systems: its interval is
-    a bootstrap over examples.
+    A corpus metric gives no score per example, so systems cannot be compared in pairs: its interval is a bootstrap
+    over examples.
     """
 
     name = "hf-metric"
@@ -351,7 +351,7 @@ class HfMetricEvaluator(api.Evaluator):
         if not self.options.per_example:
             return Score(example.id, {}, prediction.sample)  # scored, with the whole split
         value = self._load().compute([prediction.text], [example.targets])
-        if not math.isfinite(value):  # a mean over the rest is better than none, and it is counted
+        if not math.isfinite(value):  # unscored: it is counted, and the mean is over the other examples
             return Score(example.id, None, prediction.sample, reason=f"the metric gave {value}")
         return Score(example.id, {self.primary: value}, prediction.sample)
 

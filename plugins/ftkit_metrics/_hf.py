@@ -1,4 +1,4 @@
-"""A metric of the `evaluate` library: loading, computing, a bootstrap over examples for corpus metrics."""
+"""A metric of the `evaluate` library: load it, compute it, and resample examples for a corpus metric's interval."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from . import HfMetricOptions
 
 _RESAMPLES = 100
-_UP_TO = 2_000  # examples; beyond, 100 computations take minutes
+_UP_TO = 2_000  # examples; with more, 100 computations take minutes
 
 
 class HfMetric:
-    """One loaded metric. Every error of the metric's own code becomes one FtkitError that names it."""
+    """One loaded metric. An error in the metric's own code is raised as an FtkitError that names the metric."""
 
     def __init__(self, options: HfMetricOptions) -> None:
         self._options = options
@@ -36,7 +36,7 @@ class HfMetric:
     def compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """Return the metric's value; `references` holds one or more texts per prediction.
 
-        Raises FtkitError if the metric fails, takes other things than texts, or gives no such number.
+        Raises FtkitError if the metric fails, needs something other than texts, or returns no such number.
         """
         several = any(len(r) != 1 for r in references)
         shaped = [list(r) for r in references] if several else [r[0] for r in references]
@@ -55,8 +55,8 @@ class HfMetric:
             key = next(iter(found))
         if key not in found:
             raise InputError(
-                f"hf-metric: {self._options.metric} gives no number {key!r}",
-                f"set result_key to one of: {', '.join(map(str, found)) or 'none, it gives no number at all'}",
+                f"hf-metric: {self._options.metric} returns no number {key!r}",
+                f"set result_key to one of: {', '.join(map(str, found)) or 'none, it returns no number'}",
             )
         return float(found[key])
 
@@ -83,7 +83,7 @@ class HfMetric:
         mean = value(ids)
         if not math.isfinite(mean):
             raise FtkitError(f"hf-metric: {options.metric} gives {mean} over the split")
-        low, high, method = None, None, "no interval was asked for"
+        low, high, method = None, None, "no interval: resamples is 0"
         resamples = options.resamples
         if resamples is None:
             resamples = _RESAMPLES if len(ids) <= _UP_TO else 0

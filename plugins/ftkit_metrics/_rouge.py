@@ -1,4 +1,4 @@
-"""ROUGE F-measures, equal to rouge-score's to the last bit and faster on single lines."""
+"""ROUGE F-measures: bit for bit those of rouge-score, and faster on single lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._text import words
 
 
 class _Tokenizer(tokenizers.Tokenizer):
-    """Remembers the last texts: the scorers below ask for the same ones, and samples share a reference."""
+    """Keeps the tokens of the last texts: both scorers tokenise the same texts, and samples share a reference."""
 
     def __init__(self, name: str, use_stemmer: bool) -> None:
         self._split = words if name == "unicode" else tokenizers.DefaultTokenizer(use_stemmer).tokenize
@@ -28,7 +28,7 @@ class _Tokenizer(tokenizers.Tokenizer):
 
 
 class Scorer:
-    """Scores one prediction against its targets. Raises InputError if sentence data is needed and missing."""
+    """Scores one prediction against its targets. Raises InputError if NLTK's sentence data is needed and missing."""
 
     def __init__(self, tokenizer: str, use_stemmer: bool, split_summaries: bool) -> None:
         if split_summaries:
@@ -63,7 +63,7 @@ class Scorer:
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Return the length of the longest common subsequence, in tokens.
 
-    One row of the table is one integer, a bit per token of `a`; rouge-score fills the table cell by cell
+    One row of the table is one integer, with a bit per token of `a`; rouge-score fills the table cell by cell
     in Python. Source: Crochemore et al. 2001, Information Processing Letters 80:279-285.
     """
     places: dict[str, int] = {}
@@ -87,5 +87,5 @@ def _need_sentence_data() -> None:
     except LookupError as error:
         raise InputError(
             "rouge: split_summaries needs NLTK's sentence data, which is not on this machine",
-            "python -m nltk.downloader punkt_tab, or leave split_summaries out",
+            "python -m nltk.downloader punkt_tab, or remove split_summaries",
         ) from error

@@ -1,4 +1,4 @@
-"""Words of any script, and the choice of a ROUGE tokenizer by script. Light: the standard library only."""
+"""Words of any script, and the choice of a ROUGE tokenizer by script. Light: uses the standard library only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNSPACED = (
 )
 _SEPARATOR, _LETTER, _MARK, _ALONE, _IGNORED = range(5)
 
-# Italian, sparing with accents, has about 4 % of such words; English rarely 0.5 %.
+# Italian, which has few accents, has about 4 % of such words; English rarely more than 0.5 %.
 _FOREIGN_SHARE = 0.02
 
 
@@ -45,8 +45,8 @@ def _kind(char: str) -> int:
 def words(text: str, lower: bool = True) -> list[str]:
     """Return the words of `text` after Unicode NFKC and lower-casing, without punctuation.
 
-    A word is a run of letters and digits of any script with its marks; each character of a script
-    without spaces between words (Chinese, Japanese, Thai, ...) is one by itself, with its marks.
+    A word is a run of letters and digits of any script with its marks. In a script without spaces between words
+    (Chinese, Japanese, Thai, ...), each character is a word, with its marks.
 
     >>> words("Żółw's 2nd – кофе, 東京")
     ['żółw', 's', '2nd', 'кофе', '東', '京']
@@ -74,7 +74,7 @@ def words(text: str, lower: bool = True) -> list[str]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A ROUGE tokenizer and why; `unspaced` tells that most of the references have no spaces between words."""
+    """A ROUGE tokenizer and the reason; `unspaced`: most of the references are in scripts without spaces."""
 
     tokenizer: str  # default or unicode
     reason: str
@@ -82,12 +82,12 @@ class Choice:
 
 
 def choose_tokenizer(references: Iterable[str]) -> Choice:
-    """Choose rouge-score's own tokenizer for text that it keeps whole, the Unicode one for all other.
+    """Choose rouge-score's own tokenizer for text in a-z and 0-9, and the Unicode tokenizer for all other text.
 
-    rouge-score's splits at everything but a-z and 0-9: Russian vanishes, and "żółw" becomes "w". It is
-    right for English, where published numbers rest on it, and an accent in a name must not change them:
-    so words that begin with a capital are left out of the count unless there are no others, and up to
-    2 % of other words may have such letters.
+    rouge-score's tokenizer drops all characters but a-z and 0-9: it removes Russian words, and reduces "żółw" to "w".
+    It is right for English, because published numbers use it, and an accent in a name must not change them. So
+    words that begin with a capital do not count, unless there are no others, and up to 2 % of the other words may
+    have letters outside a-z.
     """
     small: Counter[str] = Counter()  # words in lower case, by script; "" is a-z
     capital: Counter[str] = Counter()

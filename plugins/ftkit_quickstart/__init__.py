@@ -1,6 +1,6 @@
-"""The embedded way to try ftkit: a tiny base model, generated dialogues, and a rule to compare with.
+"""A way to try ftkit without a download: a tiny base model, generated dialogues, and a rule to compare with.
 
-The model is in `model/`, made from nothing by `make_model.py`; recipes name it as
+The model is in `model/`; `make_model.py` trains it from scratch. Recipes name it as
 `package:ftkit_quickstart/model`.
 """
 
@@ -30,7 +30,7 @@ class DialogueOptions(Options):
 class QuickstartDialogues(DatasetLoader):
     """Messenger dialogues with a one-sentence summary, an intent and the facts: who, what, where, when.
 
-    The test split holds out names, places and phrasings, and shares no dialogue with train.
+    Some names, places and phrasings are held out: only the test split has them. It shares no dialogue with train.
     """
 
     name = "quickstart-dialogues"
@@ -52,29 +52,31 @@ class QuickstartDialogues(DatasetLoader):
 
 
 class FirstSentencesOptions(Options):
-    """Which part of the input is the answer."""
+    """Which part of the input is the prediction."""
 
-    sentences: int = Field(2, gt=0, description="lines of the input that make up the answer")
+    sentences: int = Field(2, gt=0, description="first lines of the input that are the prediction")
 
 
 class FirstSentences(Backend):
-    """A rule instead of a model: the first lines of the input are the summary. What a model has to beat."""
+    """A rule instead of a model: the first lines of the input are the summary. A useful model must be better."""
 
     name = "first-sentences"
-    summary = "a rule: the first lines of the input (what a summariser has to beat)"
+    summary = "a rule: the first lines of the input (a useful summariser must be better)"
     Options = FirstSentencesOptions
 
     def base_model(self) -> ModelRef:
         return ModelRef("rule", f"first {self.options.sentences} lines")
 
     def train(self, task: Task, run: Run) -> ModelRef:
-        return self.base_model()  # a rule learns nothing
+        return self.base_model()  # a rule has nothing to train
 
     def load(self, model: ModelRef, run: Run) -> AbstractContextManager[Session]:
         return contextlib.nullcontext(_Rule(self.options.sentences))
 
 
 class _Rule(Session):
+    """Predicts the first lines of each input."""
+
     def __init__(self, sentences: int) -> None:
         self.sentences = sentences
 

@@ -6,16 +6,19 @@ standard library.
 
 The splits ``train`` and ``validation`` use the common names, places and
 phrasing families.  The split ``test`` also uses names, places and one or two
-phrasing families per intent that occur nowhere else (and which
-``make_model.py`` keeps out of the pre-training text): about a third of its
-rows use a held-out phrasing, about half use held-out names, about half
-held-out places; the rest are fresh combinations of known parts.
+phrasing families per intent that occur nowhere else, also not in the
+pre-training text of ``make_model.py``: about a third of its rows use a
+held-out phrasing, about half use held-out names, about half held-out places;
+the rest are new combinations of known parts.
 
 Seeds use ``random.Random(str)``, which hashes the string with SHA-512 and is
 stable across processes and Python versions.
 """
 
+from __future__ import annotations
+
 import random
+from collections.abc import Sequence
 
 NAMES = """Anna Tom Maria Ben Clara David Ella Frank Grace Henry Ines Jack Kate Leo Mia Noah Olga Paul
 Rosa Sam Tina Victor Wendy Alex Bella Carl Dora Eric Fiona George Hanna Ivan Julia Karl Laura Max Nina
@@ -265,8 +268,8 @@ SUMMARIES = {
 INTENTS = tuple(SUMMARIES)
 
 
-def what_for(rng, intent):
-    """A fresh value of the slot ``what`` for this intent."""
+def what_for(rng: random.Random, intent: str) -> str:
+    """Return a new value of the slot ``what`` for this intent."""
     if intent == "lost":
         return (
             "a " + rng.choice(ADJECTIVES) + " " + rng.choice(THINGS)
@@ -280,21 +283,25 @@ def what_for(rng, intent):
     return verb + " " + rng.choice(table[verb].split(",")).replace("{adj}", rng.choice(ADJECTIVES))
 
 
-def day(rng):
+def day(rng: random.Random) -> str:
     if rng.random() < 0.6:
         return rng.choice(DAYS)
     return rng.choice(MONTHS) + " " + str(rng.randint(1, 28))
 
 
-def hour(rng):
+def hour(rng: random.Random) -> str:
     h = rng.randint(8, 21)
     return str((h - 1) % 12 + 1) + rng.choice(["", "", ":30", ":15"]) + (" am" if h < 12 else " pm")
 
 
-def make(rng, intent, family, a, b, where, names, places, small_talk=0.5):
-    """One dialogue: its lines [(speaker, text)] and its slots.
+def make(
+    rng: random.Random, intent: str, family: Sequence[str], a: str, b: str, where: str, names: Sequence[str],
+    places: Sequence[str], small_talk: float = 0.5,
+) -> tuple[list[tuple[str, str]], dict[str, str]]:  # fmt: skip
+    """Return one dialogue: its lines [(speaker, text)] and its slots.
 
-    a, b, where are the facts; names and places feed the side remarks."""
+    a, b and where are facts; names and places are for remarks beside the topic.
+    """
     what = what_for(rng, intent)
     d, t, old = day(rng), hour(rng), day(rng)
     while old == d:
@@ -325,7 +332,7 @@ def make(rng, intent, family, a, b, where, names, places, small_talk=0.5):
         text = turn[2:].replace("{what}", what).replace("{where}", where).replace("{when}", when)
         text = text.replace("{d}", d).replace("{t}", t).replace("{old}", old).replace("{ok}", rng.choice(OK))
         body.append((turn[0], text))
-    if rng.random() < 0.3:  # someone is spoken to by name
+    if rng.random() < 0.3:  # one line addresses the other person by name
         k = rng.randrange(len(body))
         s, text = body[k]
         if text[-1] not in "?!.":
@@ -340,11 +347,11 @@ def make(rng, intent, family, a, b, where, names, places, small_talk=0.5):
     return [(who[s], text) for s, text in lines], slots
 
 
-def summarise(intent, lines, slots):
-    """The gold summary and the names in the order in which it has them."""
+def summarise(intent: str, lines: list[tuple[str, str]], slots: dict[str, str]) -> tuple[str, list[str], str]:
+    """Return the gold summary, the names in its order, and what it is about."""
     a, b = slots["a"], slots["b"]
     if intent in ("plan", "cancel", "move") and lines[0][0] == b:
-        a, b = b, a  # the two are named in the order in which they speak
+        a, b = b, a  # the summary names the two in the order in which they speak
     what = slots["what"]
     if what.startswith("my "):
         what = "a " + what[3:]
@@ -352,8 +359,8 @@ def summarise(intent, lines, slots):
     return text, [a, b], what
 
 
-def rows(split, n, seed=0):
-    """n rows of the split ``train``, ``validation`` or ``test``."""
+def rows(split: str, n: int, seed: int = 0) -> list[dict[str, object]]:
+    """Return n rows of the split ``train``, ``validation`` or ``test``. Raises ValueError for another split."""
     if split not in ("train", "validation", "test"):
         raise ValueError(f"unknown split {split!r}")
     rng = random.Random(f"ftkit-quickstart/{split}/{seed}")
@@ -382,15 +389,8 @@ def rows(split, n, seed=0):
         summary, who, what = summarise(intent, lines, slots)
         out.append(
             {
-                "id": f"{split}-{seed}-{len(out)}",
-                "dialogue": dialogue,
-                "summary": summary,
-                "intent": intent,
-                "who": who,
-                "what": what,
-                "where": where,
-                "when": slots["when"],
-                "held_out": ",".join(held),
+                "id": f"{split}-{seed}-{len(out)}", "dialogue": dialogue, "summary": summary, "intent": intent,
+                "who": who, "what": what, "where": where, "when": slots["when"], "held_out": ",".join(held),
             }
-        )
+        )  # fmt: skip
     return out

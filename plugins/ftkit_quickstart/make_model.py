@@ -1,12 +1,12 @@
-"""Makes the quickstart's tiny base model from nothing.
+"""Trains the quickstart's tiny base model from scratch.
 
     python -m ftkit_quickstart.make_model --out DIR
 
 The text is generated here too: dialogues between invented people (some of them
-followed by questions about single facts and by quotes), lists and lists again,
-and short tales.  Names and places are mostly invented, so that they have to be
-copied out of the text.  No summary and no "Summary:" cue is in it, and none of
-the names, places and phrasings that the test split holds out.
+followed by questions about single facts and by quotes), lists, and short tales.
+Most names and places are invented, so that the model must copy them from the
+text.  The text contains no summary, no "Summary:" cue, and none of the names,
+places and phrasings that are held out for the test split.
 
 Measured when the shipped model was made (two AMD Zen 4 cores, bf16 autocast,
 torch.compile, Muon): 1.89 million parameters, 5844 steps, 24.4 million tokens,
@@ -15,10 +15,13 @@ minutes; --steps 5844 fixes it for any machine, though the learning rate then
 follows the steps and the weights will not be bit-identical.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import random
 import time
+from collections.abc import Iterable
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -34,68 +37,21 @@ BATCH = 24  # rows per step
 # --------------------------------------------------------------- invented words
 
 ONSETS = [
-    "b",
-    "c",
-    "d",
-    "f",
-    "g",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "v",
-    "w",
-    "z",
-    "br",
-    "ch",
-    "cl",
-    "dr",
-    "fl",
-    "gr",
-    "kr",
-    "pl",
-    "pr",
-    "sh",
-    "st",
-    "th",
-    "tr",
-]
+    "b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "ch", "cl", "dr",
+    "fl", "gr", "kr", "pl", "pr", "sh", "st", "th", "tr",
+]  # fmt: skip
 VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "ie", "oa"]
 CODAS = ["", "", "", "n", "l", "r", "s", "m", "k", "t", "nd", "rt", "ck"]
 PLACE_ENDS = [
-    "ton",
-    "ville",
-    "burg",
-    "ham",
-    "stad",
-    "ford",
-    "wick",
-    "berg",
-    "mont",
-    "dale",
-    "ia",
-    "a",
-    "o",
-    "e",
-    "na",
-    "ra",
-    "lona",
-    "port",
-    "land",
-    "field",
-]
+    "ton", "ville", "burg", "ham", "stad", "ford", "wick", "berg", "mont", "dale", "ia", "a", "o", "e", "na", "ra",
+    "lona", "port", "land", "field",
+]  # fmt: skip
 FORBIDDEN = set(D.HELD_NAMES) | set(D.HELD_PLACES)
 
 
-def letter_chain(words):
-    """Which letters follow which three letters in these words."""
-    chain = {}
+def letter_chain(words: Iterable[str]) -> dict[str, list[str]]:
+    """Return, for each two letters in these words, the letters that follow them."""
+    chain: dict[str, list[str]] = {}
     for w in words:
         w = "^^" + w.lower() + "$"
         for i in range(len(w) - 2):
@@ -106,8 +62,8 @@ def letter_chain(words):
 NAME_CHAIN, PLACE_CHAIN = letter_chain(D.NAMES), letter_chain(D.PLACES)
 
 
-def invent(rng, place):
-    """A new name; the held-out ones of the test split are never returned."""
+def invent(rng: random.Random, place: bool) -> str:
+    """Return a new name of a place or a person; never one that is held out for the test split."""
     while True:
         if rng.random() < 0.5:
             chain, w = PLACE_CHAIN if place else NAME_CHAIN, "^^"
@@ -121,97 +77,46 @@ def invent(rng, place):
             return w.capitalize()
 
 
-def name(rng):
+def name(rng: random.Random) -> str:
     return rng.choice(D.NAMES) if rng.random() < 0.25 else invent(rng, False)
 
 
-def place(rng):
+def place(rng: random.Random) -> str:
     return rng.choice(D.PLACES) if rng.random() < 0.25 else invent(rng, True)
 
 
 # ------------------------------------------------------------ pre-training text
 
 WHERE = [
-    "it is in {x}",
-    "come to {x}",
-    "i am in {x} then",
-    "we meet in {x}",
-    "is {x} ok?",
-    "maybe in {x}?",
-    "let's take {x}",
-    "i like {x}",
-    "{x} is best",
-    "the place is {x}",
-    "close to {x}",
-    "how about {x}?",
-    "in {x}",
-    "i will wait in {x}",
-    "it has to be {x}",
-    "we stay in {x}",
-    "and {x} is still ok?",
-    "not here, in {x}",
-]
+    "it is in {x}", "come to {x}", "i am in {x} then", "we meet in {x}", "is {x} ok?", "maybe in {x}?",
+    "let's take {x}", "i like {x}", "{x} is best", "the place is {x}", "close to {x}", "how about {x}?", "in {x}",
+    "i will wait in {x}", "it has to be {x}", "we stay in {x}", "and {x} is still ok?", "not here, in {x}",
+]  # fmt: skip
 WHEN = [
-    "on {x}",
-    "{x} is good",
-    "how about {x}?",
-    "maybe {x}?",
-    "it starts on {x}",
-    "i have time on {x}",
-    "be there on {x}",
-    "let's say {x}",
-    "{x} would be nice",
-    "it was on {x}",
-    "{x}, if you can",
-    "only on {x}",
-]
+    "on {x}", "{x} is good", "how about {x}?", "maybe {x}?", "it starts on {x}", "i have time on {x}",
+    "be there on {x}", "let's say {x}", "{x} would be nice", "it was on {x}", "{x}, if you can", "only on {x}",
+]  # fmt: skip
 DAY = [
-    "on {x}",
-    "how about {x}?",
-    "are you there on {x}?",
-    "{x} is fine",
-    "i am free on {x}",
-    "let's take {x}",
+    "on {x}", "how about {x}?", "are you there on {x}?", "{x} is fine", "i am free on {x}", "let's take {x}",
     "is {x} ok?",
-]
+]  # fmt: skip
 HOUR = ["at {x}", "{x} is fine", "let's say {x}", "at {x}, please", "{x}?", "from {x} on", "not before {x}"]
 DO = [
-    "i want to {x}",
-    "can you {x}?",
-    "we have to {x}",
-    "let's {x}",
-    "i have to {x}",
-    "someone must {x}",
-    "it would be nice to {x}",
-    "{x}, please",
-    "i will {x}",
-    "i thought we {x}",
-    "we can't {x} now",
-    "do we {x}?",
-]
+    "i want to {x}", "can you {x}?", "we have to {x}", "let's {x}", "i have to {x}", "someone must {x}",
+    "it would be nice to {x}", "{x}, please", "i will {x}", "i thought we {x}", "we can't {x} now", "do we {x}?",
+]  # fmt: skip
 THING = [
-    "i lost {x}",
-    "{x} is gone",
-    "i can't find {x}",
-    "did you see {x}?",
-    "{x} is not here",
-    "i forgot {x}",
-    "i think {x} fell down",
-    "where is {x}?",
-]
+    "i lost {x}", "{x} is gone", "i can't find {x}", "did you see {x}?", "{x} is not here", "i forgot {x}",
+    "i think {x} fell down", "where is {x}?",
+]  # fmt: skip
 EVENT = [
-    "the {x} is new",
-    "i go to the {x}",
-    "the {x} was moved",
-    "what about the {x}?",
-    "they changed the {x}",
-    "the {x} is soon",
-    "don't forget the {x}",
-]
+    "the {x} is new", "i go to the {x}", "the {x} was moved", "what about the {x}?", "they changed the {x}",
+    "the {x} is soon", "don't forget the {x}",
+]  # fmt: skip
 
 
-def chat(rng):
-    """A dialogue: [(speaker, text)] and what can be asked about it."""
+def chat(rng: random.Random) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Return a dialogue, [(speaker, text)], and its facts."""
     names = [name(rng) for _ in range(3)]
     places = [place(rng) for _ in range(2)]
     a, b = names[0], names[1]
@@ -256,8 +161,8 @@ ROLES = {
 }
 
 
-def questions(rng, lines, f):
-    """Lines that ask about the dialogue or quote it; each tells one thing."""
+def questions(rng: random.Random, lines: list[tuple[str, str]], f: dict[str, str]) -> list[str]:
+    """Return lines about single facts `f` of the dialogue, and quotes from it."""
     first = lines[0][0]
     second = f["b"] if first == f["a"] else f["a"]
     what = "a " + f["what"][3:] if f["what"].startswith("my ") else f["what"]
@@ -286,8 +191,8 @@ def questions(rng, lines, f):
     return rng.sample(asks, min(len(asks), rng.randint(3, 8)))
 
 
-def word_list(rng):
-    """A list, and the same list again."""
+def word_list(rng: random.Random) -> str:
+    """Return a list, and the same list again or facts about its order."""
     n = rng.randint(2, 7)
     items = [
         rng.choice([name, place])(rng) if rng.random() < 0.8 else rng.choice([D.day, D.hour])(rng) for _ in range(n)
@@ -296,37 +201,20 @@ def word_list(rng):
     if rng.random() < 0.5:
         return "List: " + text + ".\nAgain: " + text + "."
     k = rng.randrange(n - 1)
-    return (
-        "List: "
-        + text
-        + ".\nAfter "
-        + items[k]
-        + " comes "
-        + items[k + 1]
-        + ". First is "
-        + items[0]
-        + ", last is "
-        + items[-1]
-        + "."
-    )
+    order = f"After {items[k]} comes {items[k + 1]}. First is {items[0]}, last is {items[-1]}."
+    return f"List: {text}.\n{order}"
 
 
-def tale(rng):
-    """A few plain sentences about invented people, and questions."""
+def tale(rng: random.Random) -> str:
+    """Return a few plain sentences about invented people, and questions."""
     people = [name(rng) for _ in range(rng.randint(2, 4))]
     facts = []
     for p in people:
-        x, kind = rng.choice(
-            [
-                (place(rng), "lives in"),
-                (place(rng), "was born in"),
-                (name(rng), "likes"),
-                (name(rng), "met"),
-                (D.what_for(rng, "plan"), "wants to"),
-                (D.what_for(rng, "lost"), "has"),
-                (D.day(rng), "comes on"),
-            ]
-        )
+        choices = [
+            (place(rng), "lives in"), (place(rng), "was born in"), (name(rng), "likes"), (name(rng), "met"),
+            (D.what_for(rng, "plan"), "wants to"), (D.what_for(rng, "lost"), "has"), (D.day(rng), "comes on"),
+        ]  # fmt: skip
+        x, kind = rng.choice(choices)
         facts.append((p, kind, x.replace("my ", "the ")))
     out = [f"{p} {k} {x}." for p, k, x in facts]
     rng.shuffle(facts)
@@ -335,8 +223,8 @@ def tale(rng):
     return " ".join(out)
 
 
-def document(rng, easy):
-    """One document; the easy ones, which come first, are mostly lists and tales."""
+def document(rng: random.Random, easy: bool) -> str:
+    """Return one document; easy ones, with which training starts, are mostly lists and tales."""
     r = rng.random()
     if r < (0.7 if easy else 0.08):
         return word_list(rng) if rng.random() < 0.7 else tale(rng)
@@ -346,20 +234,19 @@ def document(rng, easy):
     if r < 0.18:
         return text
     text += "\n\n" + "\n".join(questions(rng, lines, f))
-    # most dialogues that are asked about say so at the top: a dialogue
-    # without that line mostly just ends
+    # A first line announces questions in most dialogues that have some; a dialogue without it mostly just ends.
     return text if r < 0.3 else "Questions follow.\n" + text
 
 
 # -------------------------------------------------------------------- tokenizer
 
 
-def make_tokenizer(texts):
-    """Byte-level BPE in which a word has one spelling: " Anna".
+def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """Train a byte-level BPE in which a word has one spelling: " Anna".
 
-    A space goes to the start of the text and of every line (and comes off
-    again in decoding), so that the speaker's name at the start of a line and
-    its mention inside a sentence are the same tokens."""
+    The normaliser adds a space at the start of the text and of every line, and the decoder removes it: the speaker's
+    name at the start of a line has the same tokens as inside a sentence.
+    """
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.Sequence(
         [
@@ -375,13 +262,10 @@ def make_tokenizer(texts):
         ]
     )
     tok.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\n ", "\n")])
-    special = ["<pad>", "<bos>", "<eos>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=special,
-        show_progress=False,
+        vocab_size=VOCAB, special_tokens=["<pad>", "<bos>", "<eos>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
+    )  # fmt: skip
     tok.train_from_iterator(texts, trainer)
     return tok
 
@@ -389,14 +273,14 @@ def make_tokenizer(texts):
 # ----------------------------------------------------------------- pre-training
 
 
-def packed_rows(tok, rng, count, easy):
-    """Rows of ROW tokens, each holding whole documents, and which document
-    each token belongs to (0: padding)."""
+def packed_rows(tok: Tokenizer, rng: random.Random, count: int, easy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids of whole documents, (rows, ROW), and each token's document in its row (0: padding)."""
     texts = [document(rng, easy) for _ in range(count)]
     docs = [[1, *e.ids, 2] for e in tok.encode_batch(texts)]
     docs = [d for d in docs if len(d) <= ROW]
     docs.sort(key=len, reverse=True)
-    rows, by_space = [], [[] for _ in range(ROW + 1)]
+    rows: list[list[list[int]]] = []
+    by_space: list[list[int]] = [[] for _ in range(ROW + 1)]  # rows by their free tokens
     for d in docs:
         k = next((k for k in range(len(d), ROW + 1) if by_space[k]), None)
         if k is None:
@@ -418,7 +302,7 @@ def packed_rows(tok, rng, count, easy):
     return ids, owner
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True)
     parser.add_argument("--minutes", type=float, default=38, help="length of the pre-training")
@@ -436,26 +320,14 @@ def main():
     rng = random.Random(SEED)
     tok = make_tokenizer(document(rng, False) for _ in range(30000))
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tok,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        model_max_length=1024,
+        tokenizer_object=tok, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", model_max_length=1024,
         clean_up_tokenization_spaces=False,
-    )
+    )  # fmt: skip
     config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=args.hidden,
-        intermediate_size=int(args.hidden * 2.5),
-        num_hidden_layers=4,
-        num_attention_heads=args.heads,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        attn_implementation="eager",
-    )
+        vocab_size=VOCAB, hidden_size=args.hidden, intermediate_size=int(args.hidden * 2.5), num_hidden_layers=4,
+        num_attention_heads=args.heads, max_position_embeddings=1024, tie_word_embeddings=True,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, attn_implementation="eager",
+    )  # fmt: skip
     model = LlamaForCausalLM(config)
     print(sum(p.numel() for p in model.parameters()), "parameters")
 
@@ -472,7 +344,7 @@ def main():
     same = torch.tril(torch.ones(ROW, ROW, dtype=torch.bool))
 
     @torch.compile
-    def loss_of(ids, owner):
+    def loss_of(ids: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             keep = (owner[:, :, None] == owner[:, None, :]) & same
             mask = torch.where(keep, 0.0, -1e9).to(torch.bfloat16)[:, None]
@@ -480,9 +352,9 @@ def main():
             labels = ids[:, 1:].masked_fill(ids[:, 1:] < 2, -100)  # neither padding nor the next document
             return torch.nn.functional.cross_entropy(logits.reshape(-1, VOCAB).float(), labels.reshape(-1))
 
-    def save():
-        # bitsandbytes' CPU code wants widths that are multiples of 64: the MLP
-        # gets more rows, all zero, which change nothing
+    def save() -> None:
+        # bitsandbytes' CPU code needs widths that are multiples of 64: the MLP gets more rows of zeros, which do not
+        # change its output.
         wide = LlamaConfig(**{**config.to_dict(), "intermediate_size": math.ceil(config.intermediate_size / 64) * 64})
         copy = LlamaForCausalLM(wide)
         weights = {k: torch.zeros_like(v) for k, v in copy.state_dict().items()}
@@ -494,8 +366,7 @@ def main():
         copy.to(torch.bfloat16).save_pretrained(args.out)
         fast.save_pretrained(args.out)
 
-    step, tokens, start, saved, mean = 0, 0, time.time(), 0.0, None
-    done = 0.0
+    step, tokens, start, saved, mean, done = 0, 0, time.time(), 0.0, None, 0.0
     while done < 1:
         ids, owner = packed_rows(tok, rng, 4000, easy=done < 0.08)
         for i in range(0, len(ids) - BATCH + 1, BATCH):

@@ -95,9 +95,9 @@ class Engine:
 
     def _generate(self, name: str, batch: Sequence[Example], generation: GenerationConfig) -> list[Prediction]:
         session = self._session(name)
-        truncated = session.stats().get("prompts_cut", 0)
+        truncated = session.stats().get("truncated_prompts", 0)
         (predictions,) = session.generate([batch], generation)
-        if session.stats().get("prompts_cut", 0) > truncated and len(batch) == 1:
+        if session.stats().get("truncated_prompts", 0) > truncated and len(batch) == 1:
             raise ApiError(
                 400,
                 "This model's maximum context length is shorter than the prompt and the requested answer. "

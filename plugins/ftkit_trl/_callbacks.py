@@ -1,4 +1,4 @@
-"""What happens beside the steps of training: checkpoints, snapshots, the log, and the evaluator's metric."""
+"""Trainer callbacks: checkpoints, snapshots, the log, and the evaluator's metric during training."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from ftkit.errors import RunFailed
 from ftkit.files import publish, sync_tree, write_atomic
 from ftkit.records import Example, Task
 
-from ._batches import Counter
+from ._batches import TokenCounter
 from ._generate import TrlSession
 from ._packing import attention
 
-_WHOLE = "ftkit-complete"  # a file in a checkpoint that was written to its end
+_COMPLETE = "ftkit-complete"  # a file that marks a completely written checkpoint
 
 
-def last_whole(checkpoints: Path) -> str | None:
-    """Return the newest checkpoint that was written to its end; a torn one is removed."""
+def last_complete(checkpoints: Path) -> str | None:
+    """Return the newest complete checkpoint, or None; remove those that were not written to their end."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    for path in [p for p in found if not (p / _WHOLE).exists()]:
+    for path in [p for p in found if not (p / _COMPLETE).exists()]:
         shutil.rmtree(path)
-    whole = [p for p in found if p.exists()]
-    return str(whole[-1]) if whole else None
+    complete = [p for p in found if p.exists()]
+    return str(complete[-1]) if complete else None
 
 
 class Checkpoints(TrainerCallback):
-    """Marks a checkpoint after it is whole: the Trainer does not write them atomically."""
+    """Marks each checkpoint once it is complete: the Trainer does not write them atomically."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         sync_tree(folder)
-        (folder / _WHOLE).touch()
+        (folder / _COMPLETE).touch()
 
 
 class Snapshots(TrainerCallback):
-    """Keeps the weights after the steps asked for in `train/snapshots/STEP/`, as safetensors."""
+    """Saves the weights after the given steps in `train/snapshots/STEP/`, as safetensors."""
 
     def __init__(self, model: Any, steps: list[int], run: Run) -> None:
         self.model, self.steps, self.run = model, steps, run
@@ -61,13 +61,18 @@ class Snapshots(TrainerCallback):
             publish(staging, self.run.path("train", "snapshots", str(state.global_step)))
 
 
-class Watch(TrainerCallback):
-    """Logs loss and throughput, and every `eval_steps` the evaluator's own metric on a validation sample."""
+class Monitor(TrainerCallback):
+    """Logs loss and throughput, and every `eval_steps` the evaluator's own metric on a validation sample.
 
-    def __init__(self, session: TrlSession, plain: str, counter: Counter, task: Task, run: Run) -> None:
+    With `keep_best`, saves the weights of the best measurement in the scratch folder `best`. `plain` names the
+    attention implementation that the model generates with.
+    """
+
+    def __init__(self, session: TrlSession, plain: str, counter: TokenCounter, task: Task, run: Run) -> None:
         self.session, self.plain, self.counter, self.run = session, plain, counter, run
         options = self.options = session.options
         self.sample = {e.id: e for e in task.validation[: options.eval_samples]} if options.eval_steps else {}
+        self.primary = run.primary if self.sample else None  # the metric of keep_best
         self.best = run.scratch("best")
         self.began, self.measuring, self.first_tokens = 0.0, 0.0, 0
 
@@ -105,11 +110,11 @@ class Watch(TrainerCallback):
             self.measure(state.global_step)
 
     def measure(self, step: int) -> None:
-        """Generate on the validation sample, score it, and keep the weights if they are the best so far."""
+        """Generate on the validation sample, score it, and save the weights if they are the best so far."""
         if not self.sample:
             return
         began = time.monotonic()
-        model, generation = self.session.model, self.run.recipe.generation
+        model, generation = self.session.model, self.run.generation
         model.eval()
         examples: list[Example] = list(self.sample.values())
         batches = [[self.sample[i] for i in ids] for ids in plan(examples, self.options.eval_batch_size)]
@@ -119,7 +124,7 @@ class Watch(TrainerCallback):
         metrics = {m.name: m for m in self.run.evaluate(examples, predictions)}
         self.measuring += time.monotonic() - began
         self.run.log("eval", step=step, n=len(examples), **{name: round(m.value, 6) for name, m in metrics.items()})
-        primary = metrics.get(self.run.recipe.evaluators[0].make().primary)
+        primary = metrics.get(self.primary) if self.primary else None
         if (
             self.options.keep_best
             and step > 0

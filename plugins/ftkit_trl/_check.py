@@ -1,4 +1,4 @@
-"""What can be known before training: does the model exist, does it fit, how long would it take."""
+"""Checks and estimates before training: does the model exist, does it fit in memory, how long will it take?"""
 
 from __future__ import annotations
 
@@ -16,24 +16,20 @@ from ftkit.records import Finding, Rendered, Task
 from ._batches import Order
 from ._model import device, dtype, load_config, load_tokenizer
 from ._render import Chat
+from .options import TrainOptions
 
 if TYPE_CHECKING:
-    from . import TrainOptions, TrlSftLora
+    from . import TrlSftLora
+    from .options import LoraOptions
 
-_TOO_LONG = 3 * 3600.0  # seconds on a CPU that nobody starts by accident
+_TOO_LONG = 3 * 3600.0  # seconds on a CPU beyond which a run needs allow_slow
 
 
-def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
-    """Yield what would stop or spoil the run."""
+def findings(backend: TrlSftLora, task: Task | None, trains: bool = True) -> Iterator[Finding]:
+    """Yield what would stop the run or make its result useless; `trains` False looks at the untouched model alone."""
     options = backend.options
-    if task is not None and not task.train:
-        yield Finding("error", "there are no training rows", "set dataset.splits.train", "dataset.splits.train")
-    if options.keep_best and not options.eval_steps:
-        yield Finding("error", "keep_best needs eval_steps: there is nothing to choose by", key="backend.keep_best")
-    if options.eval_steps and task is not None and not task.validation:
-        yield Finding(
-            "error", "eval_steps needs validation rows", "set dataset.splits.validation", "backend.eval_steps"
-        )
+    if trains:
+        yield from _training_findings(options, task)
     if backend.quantised and device().type == "mps":
         yield Finding(
             "error", "4-bit training does not work on Apple GPUs", "use plugin trl-sft-lora", "backend.plugin"
@@ -48,16 +44,39 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
         yield Finding("error", error.message, hint.strip() or None, "backend.base_model")
         return
     yield from _template_findings(tokenizer, options)
-    if backend.adapter:
-        names = {
-            name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-        }
-        wanted = options.lora_target_modules
-        for name in [] if wanted == "all-linear" else wanted:
-            if name not in names:
-                yield Finding("error", f"the model has no linear layer {name!r}", f"it has: {', '.join(sorted(names))}",
-                              "backend.lora_target_modules")  # fmt: skip
-    found = estimate(backend, task)
+    if backend.adapter and trains:
+        yield from _adapter_findings(model, options)
+    yield from _size_findings(estimate(backend, task, trains), options)
+
+
+def _training_findings(options: TrainOptions, task: Task | None) -> Iterator[Finding]:
+    """Yield what is wrong with the options of training."""
+    if task is not None and not task.train:
+        yield Finding("error", "there are no training rows", "set dataset.splits.train", "dataset.splits.train")
+    if options.keep_best and not options.eval_steps:
+        yield Finding(
+            "error",
+            "keep_best needs eval_steps: without them nothing is measured during training",
+            key="backend.keep_best",
+        )
+    if options.eval_steps and task is not None and not task.validation:
+        yield Finding(
+            "error", "eval_steps needs validation rows", "set dataset.splits.validation", "backend.eval_steps"
+        )
+
+
+def _adapter_findings(model: Any, options: LoraOptions) -> Iterator[Finding]:
+    """Yield the layers that are to get an adapter and that the model does not have."""
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    wanted = options.lora_target_modules
+    for name in [] if wanted == "all-linear" else wanted:
+        if name not in names:
+            yield Finding("error", f"the model has no linear layer {name!r}", f"it has: {', '.join(sorted(names))}",
+                          "backend.lora_target_modules")  # fmt: skip
+
+
+def _size_findings(found: dict[str, Any], options: TrainOptions) -> Iterator[Finding]:
+    """Yield where the estimate says that this machine is too slow or too small."""
     seconds = found.get("seconds")
     if device().type == "cpu" and seconds and seconds > _TOO_LONG and not options.allow_slow:
         yield Finding(
@@ -65,7 +84,7 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
             f"this machine has no GPU, and a model of {found['parameters'] / 1e9:.2f}B parameters would take about "
             f"{seconds / 3600:.0f} hours on its CPU (a rough estimate)",
             "run it on a GPU; or try `ftkit run quickstart`, a smaller backend.base_model, fewer backend.max_steps; "
-            "or insist with --set backend.allow_slow=true",
+            "or start it all the same with --set backend.allow_slow=true",
             "backend.base_model",
         )
     memory = found.get("memory_bytes")
@@ -74,12 +93,12 @@ def findings(backend: TrlSftLora, task: Task | None) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"needs about {memory / 1e9:.1f} GB (a rough estimate), and this GPU has {free / 1e9:.1f} GB free",
-            "lower backend.micro_batch_size or backend.sequence_len, or set backend.gradient_checkpointing",
+            "lower backend.micro_batch_size or backend.sequence_len, or set backend.activation_checkpointing: true",
         )
 
 
 def _template_findings(tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> Iterator[Finding]:
-    """Yield what is to be known of the chat template before any row is put into it."""
+    """Yield what is wrong with the chat template itself, and notes on it."""
     try:
         chat = Chat(tokenizer, options)
     except InputError as error:
@@ -94,7 +113,7 @@ def _template_findings(tokenizer: PreTrainedTokenizerBase, options: TrainOptions
 
 
 def refuse_faulty(rows: Sequence[Rendered]) -> None:
-    """Raise RunFailed where a training row must not be learned: what `prepare` found may have changed since."""
+    """Raise RunFailed where a training row must not be trained on: rows or model may have changed since `prepare`."""
     faulty = [row for row in rows if row.finding is not None and row.finding.level == "error"]
     if faulty:
         row = faulty[0]
@@ -104,26 +123,27 @@ def refuse_faulty(rows: Sequence[Rendered]) -> None:
 
 
 def refuse_masked(collate: Callable[[list[dict[str, Any]]], Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise RunFailed where the trainer's batches do not learn exactly the labels of these rows.
+    """Raise RunFailed where the trainer's collator does not keep exactly the labels of these rows.
 
-    A collator that masks by token loses the end of every answer where the pad token is the end-of-turn token.
+    A collator that masks by token value drops the end of every target where the pad token is the end-of-turn token.
     """
     some = [dict(row) for row in rows]
     labels = collate(some)["labels"]  # (B, T)
-    learned, meant = labels[labels != -100].tolist(), [i for row in some for i in row["labels"] if i != -100]
-    if learned != meant:
+    kept, given = labels[labels != -100].tolist(), [i for row in some for i in row["labels"] if i != -100]
+    if kept != given:
         raise RunFailed(
-            f"the trainer learns {len(learned)} tokens of the first rows, not the {len(meant)} it was given",
+            f"the trainer's batches hold {len(kept)} labels for the first rows, not the {len(given)} it was given",
             "this is a defect of the installed trl with ftkit: `pip install -c constraints.txt trl`",
         )
 
 
-def estimate(backend: TrlSftLora, task: Task | None) -> dict[str, Any]:
+def estimate(backend: TrlSftLora, task: Task | None, trains: bool = True) -> dict[str, Any]:
     """Return rough `parameters`, `memory_bytes`, `seconds` of the whole run, or `not_estimated` and why.
 
     Floating-point operations: 2 per parameter and token forward, 4 more backward. Memory: weights,
     16 bytes per trained parameter (value, gradient, two moments), activations, logits. Not calibrated.
-    `pad_share` is the share of padding, were random batches padded.
+    `pad_share` (0..1) is the share of padding in random batches that are padded. `trains` False counts the answers
+    of the untouched model alone.
     """
     options = backend.options
     try:
@@ -138,20 +158,22 @@ def estimate(backend: TrlSftLora, task: Task | None) -> dict[str, Any]:
     trained = parameters if not backend.adapter else _adapter_parameters(model, options)
     batch_tokens = options.micro_batch_size * options.sequence_len
     activations = batch_tokens * (
-        layers * hidden * 34 * (0.15 if options.gradient_checkpointing else 1) + vocabulary * 8
+        layers * hidden * 34 * (0.15 if options.activation_checkpointing else 1) + vocabulary * 8
     )
-    facts: dict[str, Any] = {"parameters": parameters, "memory_bytes": int(weights + 16 * trained + activations)}
+    training = 16 * trained + activations if trains else 0.0
+    facts: dict[str, Any] = {"parameters": parameters, "memory_bytes": int(weights + training)}
     lengths = _lengths(task, options.sequence_len) if task is not None else []
-    if lengths:  # of random batches that are padded; the run's log and lock say how they were laid out instead
+    if lengths and trains:
         facts["pad_share"] = round(Order(lengths, options.micro_batch_size, seed=0).pad_share(), 3)
     if task is not None and lengths and device().type == "cpu":
         steps = options.max_steps or options.num_epochs * len(task.train) / (
             options.micro_batch_size * options.gradient_accumulation_steps
         )
         per_example = sum(lengths) / len(lengths)
-        learned = steps * options.micro_batch_size * options.gradient_accumulation_steps * per_example
-        measured = 2 * len(task.test) * (per_example + 64)
-        facts["seconds"] = round(2 * parameters * (3 * learned + measured) / _operations_per_second(), 1)
+        trained_tokens = steps * options.micro_batch_size * options.gradient_accumulation_steps * per_example
+        measured_tokens = (2 if trains else 1) * len(task.test) * (per_example + 64)
+        operations = 2 * parameters * (3 * trained_tokens * trains + measured_tokens)
+        facts["seconds"] = round(operations / _operations_per_second(), 1)
     return facts
 
 
@@ -174,14 +196,14 @@ def _adapter_parameters(model: Any, options: Any) -> int:
 
 
 def _lengths(task: Task, limit: int) -> list[int]:
-    """Return the training examples' rough lengths in tokens: about three characters each, cut at `limit`."""
+    """Return the training examples' rough lengths in tokens: about three characters each, at most `limit`."""
     rows = task.train or task.test
     return [min(limit, (len(e.messages[-1].content) + len(e.targets[0])) // 3 + 1) for e in rows if e.messages]
 
 
 @lru_cache(maxsize=1)
 def _operations_per_second() -> float:
-    """Measure this CPU's fp32 rate on a product of middling size, in operations per second."""
+    """Measure this CPU's fp32 rate on a matrix product of medium size, in operations per second."""
     a, b = torch.randn(512, 1024), torch.randn(1024, 1024)
     a @ b
     began = time.perf_counter()

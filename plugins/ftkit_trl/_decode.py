@@ -1,7 +1,8 @@
-"""`model.generate` for a batch, without the work that nobody reads: the cache's copying, and rows that have ended."""
+"""`model.generate` for a batch, without wasted work: no copies of the whole KV cache, no steps for finished rows."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,46 +12,50 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.generation import GenerateDecoderOnlyOutput
 
 Part = TypeVar("Part")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-_STRETCH = 16  # tokens until it is looked again which rows have ended; the cache grows by as many, too
+_STEP = 16  # tokens between two looks for finished rows; the cache grows by as many
+# transformers 5.24 renamed the argument of `generate`.
+_CACHE = "cache" if "cache" in {f.name for f in dataclasses.fields(GenerateDecoderOnlyOutput)} else "past_key_values"
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values, (B, heads, T, head size), with room behind them.
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values, (B, heads, T, head size), in buffers with free space for further tokens.
 
     transformers' own layer copies all of them for each new token: half of a batch's time in a profile on a CPU.
     """
 
-    _room: tuple[torch.Tensor, torch.Tensor] | None = None  # what `keys` and `values` are the beginning of
+    _buffers: tuple[torch.Tensor, torch.Tensor] | None = None  # `keys` and `values` are views of their beginning
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values, (B, heads, new, head size), of new tokens; return those of all tokens."""
         new = (key_states, value_states)
         have = self.get_seq_length()
         need = have + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self._room is None or self._room[0].shape[-2] < need:
-            room = tuple(n.new_empty((*n.shape[:-2], need + _STRETCH, n.shape[-1])) for n in new)
+        if self._buffers is None or self._buffers[0].shape[-2] < need:
+            buffers = tuple(n.new_empty((*n.shape[:-2], need + _STEP, n.shape[-1])) for n in new)
             if have:
-                room[0][..., :have, :], room[1][..., :have, :] = self.keys, self.values
-            self._room = (room[0], room[1])
-        for kept, n in zip(self._room, new, strict=True):
-            kept[..., have:need, :] = n
-        self.keys, self.values = (kept[..., :need, :] for kept in self._room)
+                buffers[0][..., :have, :], buffers[1][..., :have, :] = self.keys, self.values
+            self._buffers = (buffers[0], buffers[1])
+        for buffer, n in zip(self._buffers, new, strict=True):
+            buffer[..., have:need, :] = n
+        self.keys, self.values = (buffer[..., :need, :] for buffer in self._buffers)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
-        self._room = None
+        self._buffers = None
 
 
-class Stopped(StoppingCriteria):  # type: ignore[misc]
-    """Ends a generation whose answers nobody waits for any more."""
+class StopFlag(StoppingCriteria):  # type: ignore[misc]
+    """Ends a running generation once its `event` is set, from another thread: nobody reads the result any more."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -62,79 +67,81 @@ class Stopped(StoppingCriteria):  # type: ignore[misc]
 @torch.inference_mode()
 def decode(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int, ends: Sequence[int],
-    stopped: Stopped, **arguments: Any,
+    stop: StopFlag, **arguments: Any,
 ) -> list[list[int]]:  # fmt: skip
-    """Return the new tokens of each row of `ids`, left-padded (B, T): up to its end, if it has one, or a few beyond.
+    """Return the new tokens of each row: up to its first end token and a few beyond, or `new_tokens` of them.
 
-    `arguments` are those of `model.generate`. Rows that have ended leave the batch.
+    `ids` and `mask` are left-padded, (B, T). `ends` are the ids of end tokens. `arguments` are those of
+    `model.generate`. Rows that have ended leave the batch.
     """
     width = ids.shape[1]
     cache = _cache(model)
-    stretch = new_tokens if cache is None else _STRETCH
-    rows = list(range(len(ids)))  # of the batch that was asked for, those still in it
-    answers: list[list[int]] = [[] for _ in rows]
+    step = new_tokens if cache is None else _STEP
+    rows = list(range(len(ids)))  # the rows of the given batch that are still in it
+    generated: list[list[int]] = [[] for _ in rows]
     while True:
         ids = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
-            max_new_tokens=min(stretch, width + new_tokens - ids.shape[1]),
+            max_new_tokens=min(step, width + new_tokens - ids.shape[1]),
             eos_token_id=list(ends),
-            stopping_criteria=StoppingCriteriaList([stopped]),
+            stopping_criteria=StoppingCriteriaList([stop]),
+            **{_CACHE: cache},
             **arguments,
         )  # (rows, T + new)
         for row, tokens in zip(rows, ids[:, width:].tolist(), strict=True):
-            answers[row] = tokens
-        going = [i for i, row in enumerate(rows) if not set(ends).intersection(answers[row])]
-        if not going or ids.shape[1] == width + new_tokens or stopped.event.is_set():
-            return answers
+            generated[row] = tokens
+        unfinished = [i for i, row in enumerate(rows) if not set(ends).intersection(generated[row])]
+        if not unfinished or ids.shape[1] == width + new_tokens or stop.event.is_set():
+            return generated
         mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
-        if len(going) < len(rows):
-            chosen = torch.tensor(going, device=ids.device)
+        if len(unfinished) < len(rows):
+            chosen = torch.tensor(unfinished, device=ids.device)
             cache.batch_select_indices(chosen)
-            ids, mask, rows = ids[chosen], mask[chosen], [rows[i] for i in going]
+            ids, mask, rows = ids[chosen], mask[chosen], [rows[i] for i in unfinished]
 
 
 def _cache(model: PreTrainedModel) -> Any:
-    """Return an empty cache whose rows can be chosen among, or None: the model makes its own (sliding windows, say)."""
+    """Return an empty cache from which rows can be removed, or None: the model makes its own (sliding windows, say)."""
     if not model._supports_default_dynamic_cache():
         return None
     cache = DynamicCache(config=model.config)
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
-    cache.layers = [RoomyLayer() for _ in cache.layers]
+    cache.layers = [PreallocatedLayer() for _ in cache.layers]
     return cache
 
 
-def side_by_side(
-    work: Callable[[Part], Answer], groups: Iterable[Sequence[Part]], stop: Callable[[], None], most: int = 4
-) -> Iterator[tuple[Sequence[Part], list[Answer]]]:
-    """Yield each group of parts with what `work` makes of them, in order; at most `most` parts are at work at once.
+def in_parallel(
+    work: Callable[[Part], Result], groups: Iterable[Sequence[Part]], stop: Callable[[], None], max_parallel: int = 4
+) -> Iterator[tuple[Sequence[Part], list[Result]]]:
+    """Yield each group of parts with the results of `work`, in order; at most `max_parallel` parts run at once.
 
-    They share PyTorch's threads; a group ahead is begun while the last one ends. A group of one part has all threads
-    to itself. So the threads that a part computes with (and the rounding) hang on its own group alone. `stop` is
-    called in the end, and what is still at work then (after an error, or Ctrl-C) is waited for.
+    The parts share PyTorch's threads. The next group starts while the last parts of a group are running. A group of
+    one part gets all threads. So the number of threads of a part, and its rounding, depend on its own group alone.
+    At the end, `stop` is called, and parts that are still running (after an error, or Ctrl-C) are waited for.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, most)
-    begun: deque[tuple[Sequence[Part], list[Future[Answer]]]] = deque()
+    workers = min(threads, max_parallel)
+    running: deque[tuple[Sequence[Part], list[Future[Result]]]] = deque()
 
-    def ended(ahead: int) -> Iterator[tuple[Sequence[Part], list[Answer]]]:
-        while sum(len(asked) for _, asked in begun) > ahead:
-            parts, asked = begun.popleft()
-            yield parts, [future.result() for future in asked]
+    def finished(ahead: int) -> Iterator[tuple[Sequence[Part], list[Result]]]:
+        """Yield the oldest groups until at most `ahead` parts are running or waiting."""
+        while sum(len(futures) for _, futures in running) > ahead:
+            parts, futures = running.popleft()
+            yield parts, [future.result() for future in futures]
 
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
     try:
         for group in groups:
             if workers == 1 or len(group) == 1:
-                yield from ended(0)
+                yield from finished(0)
                 yield group, [work(part) for part in group]
             else:
-                begun.append((group, [pool.submit(work, part) for part in group]))
-                yield from ended(max(workers, len(group)))
-        yield from ended(0)
+                running.append((group, [pool.submit(work, part) for part in group]))
+                yield from finished(max(workers, len(group)))
+        yield from finished(0)
     finally:
         stop()
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # of threads still to come, too
+        torch.set_num_threads(threads)  # for threads that start later, too

@@ -1,4 +1,4 @@
-"""Answer planned batches with a loaded model."""
+"""Generate predictions for planned batches with a loaded model."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ftkit.api import Run, Session
 from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
-from ._decode import Stopped, decode, side_by_side
-from ._model import known_ends, load_model, load_tokenizer, peak_memory
-from ._render import Chat, cut_middle
+from ._decode import StopFlag, decode, in_parallel
+from ._model import generation_end_tokens, load_model, load_tokenizer, peak_memory
+from ._render import Chat, truncate_middle
+from .options import TrainOptions
 
 if TYPE_CHECKING:
-    from . import TrainOptions, TrlSftLora
+    from . import TrlSftLora
 
-_PART = 16  # prompts that a CPU answers together at most: a larger cache takes longer than it saves
+_PART = 16  # prompts at most that a CPU generates for at once: a larger cache takes longer than it saves
 
 
-class _Asked(NamedTuple):
-    place: int  # in the batch
+class _Prompt(NamedTuple):
+    position: int  # of its example in the batch
     example: Example
-    prompt: list[int]  # token ids
-    cut: bool  # whether some of the prompt had no room
+    ids: list[int]
+    truncated: bool  # whether the context has no room for the whole prompt
 
 
 class TrlSession(Session):
-    """A model on this machine."""
+    """A model that is loaded on this machine."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
-        self.prompts_cut = 0  # of those answered, prompts longer than the context leaves room for
-        self.stopped = Stopped()
+        self.truncated_prompts = 0  # so far
+        self.stop = StopFlag()
         self.chat = Chat(tokenizer, options)
-        self.ends = sorted(self.chat.ends | known_ends(model))
+        self.ends = sorted(self.chat.ends | generation_end_tokens(model))
 
     def generate(
         self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
     ) -> Iterator[list[Prediction]]:
-        """Yield `generation.samples` predictions per example. A CPU answers parts of batches side by side."""
+        """Yield `generation.samples` predictions per example. A CPU generates for parts of batches in parallel."""
         greedy = generation.temperature == 0
-        beside = greedy and self.model.device.type == "cpu"  # sampled: the random numbers are taken from one row
-        stopped = self.stopped = Stopped()
+        parallel = greedy and self.model.device.type == "cpu"  # sampling: a batch's random numbers are one sequence
+        stop = self.stop = StopFlag()
         arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if not greedy:
             arguments = {
@@ -57,60 +58,60 @@ class TrlSession(Session):
                 "top_k": 0,
             }
 
-        def answer(part: list[_Asked]) -> tuple[list[list[int]], float]:
+        def generate_part(part: list[_Prompt]) -> tuple[list[list[int]], float]:
+            """Return the new tokens of each sample of each prompt, and the seconds per sample."""
             began = time.monotonic()
             if not greedy:
                 torch.manual_seed(_batch_seed(generation, part[0].example))
-            inputs = self.tokenizer.pad({"input_ids": [asked.prompt for asked in part]}, return_tensors="pt")  # (B, T)
+            inputs = self.tokenizer.pad({"input_ids": [prompt.ids for prompt in part]}, return_tensors="pt")  # (B, T)
             ids, mask = (
                 inputs[name].to(self.model.device).repeat_interleave(generation.samples, dim=0)
                 for name in ("input_ids", "attention_mask")
             )
             pad, new = self.tokenizer.pad_token_id, generation.max_new_tokens
-            rows = decode(self.model, ids, mask, new, self.ends, stopped, pad_token_id=pad, **arguments)
+            rows = decode(self.model, ids, mask, new, self.ends, stop, pad_token_id=pad, **arguments)
             return rows, (time.monotonic() - began) / len(rows)
 
-        def parts(batch: Sequence[Example]) -> list[list[_Asked]]:
-            whole = self.prompts(batch, generation)
-            if not beside:
-                return [whole]
-            whole.sort(key=lambda asked: -len(asked.prompt))  # the plan knows their characters only
-            count = max(math.ceil(len(whole) / _PART), 2 if len(whole) >= _PART // 2 else 1)
-            size = math.ceil(len(whole) / count)
-            return [whole[i : i + size] for i in range(0, len(whole), size)]
+        def parts(batch: Sequence[Example]) -> list[list[_Prompt]]:
+            prompts = self.prompts(batch, generation)
+            if not parallel:
+                return [prompts]
+            prompts.sort(key=lambda prompt: -len(prompt.ids))  # the batch plan knows only their characters
+            count = max(math.ceil(len(prompts) / _PART), 2 if len(prompts) >= _PART // 2 else 1)
+            size = math.ceil(len(prompts) / count)
+            return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
-        most = 4 if beside else 1
-        # Tokenizers cannot stand two threads: prompts are made, and answers read, in this one.
-        for group, answers in side_by_side(answer, map(parts, batches), stopped.event.set, most):
+        # Tokenizers are not thread-safe: this thread makes all prompts and decodes all texts.
+        for group, results in in_parallel(generate_part, map(parts, batches), stop.event.set, 4 if parallel else 1):
             predictions = {
-                asked.place: self.predictions(asked, rows[i * generation.samples :][: generation.samples], seconds)
-                for part, (rows, seconds) in zip(group, answers, strict=True)
-                for i, asked in enumerate(part)
+                prompt.position: self.predictions(prompt, rows[i * generation.samples :][: generation.samples], seconds)
+                for part, (rows, seconds) in zip(group, results, strict=True)
+                for i, prompt in enumerate(part)
             }
-            yield [prediction for place in sorted(predictions) for prediction in predictions[place]]
+            yield [prediction for position in sorted(predictions) for prediction in predictions[position]]
 
-    def prompts(self, batch: Sequence[Example], generation: GenerationConfig) -> list[_Asked]:
-        """Return the examples with their prompts, cut in the middle where the context has no room."""
+    def prompts(self, batch: Sequence[Example], generation: GenerationConfig) -> list[_Prompt]:
+        """Return the examples with their prompts, truncated in the middle where the context has no room."""
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         limit = max(16, context - generation.max_new_tokens)
-        whole = zip(batch, self.chat.prompts(batch), strict=True)
-        return [_Asked(i, e, cut_middle(ids, limit), len(ids) > limit) for i, (e, ids) in enumerate(whole)]
+        pairs = zip(batch, self.chat.prompts(batch), strict=True)
+        return [_Prompt(i, e, truncate_middle(ids, limit), len(ids) > limit) for i, (e, ids) in enumerate(pairs)]
 
-    def predictions(self, asked: _Asked, rows: list[list[int]], seconds: float) -> list[Prediction]:
-        """Return what each row of new tokens says, all of them answers to one example; `seconds` is of each row."""
-        self.prompts_cut += asked.cut
+    def predictions(self, prompt: _Prompt, rows: list[list[int]], seconds: float) -> list[Prediction]:
+        """Return the samples of one prompt as predictions, one per row of new tokens; `seconds` is of each row."""
+        self.truncated_prompts += prompt.truncated
         predictions = []
         for sample, row in enumerate(rows):
-            stop = next((n for n, token in enumerate(row) if token in self.ends), None)
-            answer = row if stop is None else row[:stop]
+            end = next((n for n, token in enumerate(row) if token in self.ends), None)
+            ids = row if end is None else row[:end]
             predictions.append(
                 Prediction(
-                    example_id=asked.example.id,
-                    text=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
+                    example_id=prompt.example.id,
+                    text=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
                     sample=sample,
-                    finish_reason="length" if stop is None else "stop",
-                    tokens_in=len(asked.prompt),
-                    tokens_out=len(answer) + (stop is not None),
+                    finish_reason="length" if end is None else "stop",
+                    tokens_in=len(prompt.ids),
+                    tokens_out=len(ids) + (end is not None),
                     latency=round(seconds, 4),
                 )
             )
@@ -118,10 +119,11 @@ class TrlSession(Session):
 
     @torch.inference_mode()
     def loss(self, batch: Sequence[Example]) -> list[float]:
+        """Return each example's mean loss in nats per target token."""
         losses = []
         for shown in self.chat.render(batch):
             ids = torch.tensor([shown.ids], device=self.model.device)  # (1, T)
-            logits = self.model(input_ids=ids).logits[0, shown.n_prompt - 1 : -1].float()  # (learned, vocabulary)
+            logits = self.model(input_ids=ids).logits[0, shown.n_prompt - 1 : -1].float()  # (target tokens, vocabulary)
             losses.append(torch.nn.functional.cross_entropy(logits, ids[0, shown.n_prompt :]).item())
         return losses
 
@@ -129,13 +131,13 @@ class TrlSession(Session):
         return {
             "peak_memory": peak_memory(),
             "device": str(self.model.device),
-            "prompts_cut": self.prompts_cut,
+            "truncated_prompts": self.truncated_prompts,
             "usd_per_hour": self.options.usd_per_hour,
         }
 
 
 def _batch_seed(generation: GenerationConfig, first: Example) -> int:
-    """A seed of the batch's own, so that sampled text does not depend on which batches came before."""
+    """Return a seed for the batch alone, so that sampled text does not depend on which batches came before."""
     import zlib
 
     return zlib.crc32(f"{generation.seed} {first.id}".encode("utf-8", "surrogatepass"))
@@ -143,7 +145,7 @@ def _batch_seed(generation: GenerationConfig, first: Example) -> int:
 
 @contextlib.contextmanager
 def open_session(backend: TrlSftLora, ref: ModelRef, run: Run) -> Iterator[TrlSession]:
-    """Load `ref` and its tokenizer; the memory is free again afterwards."""
+    """Load `ref` and its tokenizer; free the memory afterwards. Raises as `load_model` does."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model = load_model(backend, ref, run).eval()
@@ -151,7 +153,7 @@ def open_session(backend: TrlSftLora, ref: ModelRef, run: Run) -> Iterator[TrlSe
     try:
         yield session
     finally:
-        session.stopped.event.set()  # whoever reads the answers may have gone, and a part still be at work
+        session.stop.event.set()  # the reader of the predictions may have left while a part is running
         del model, session
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

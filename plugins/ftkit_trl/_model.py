@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +17,18 @@ from ftkit.errors import InputError
 from ftkit.hub import explain, prefer_cache_when_unreachable
 from ftkit.records import ModelRef
 
-from ._took import check_attached, check_complete
+from ._weights import check_attached, check_complete
+from .options import TrainOptions
 
 if TYPE_CHECKING:
-    from . import TrainOptions, TrlSftLora
+    from . import TrlSftLora
 
-# A template for models without one of their own: the text as it is, the answer, end of sequence.
+# A template for models without one of their own: the text as it is, the target, end of sequence.
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
     "{% else %}{{ m['content'] }}{% if not loop.last and messages[loop.index]['role'] != 'assistant' %}{{ '\\n\\n' }}"
     "{% endif %}{% endif %}{% endfor %}"
 )
-_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 
 
 def source(base_model: str) -> str:
@@ -50,7 +49,13 @@ def source(base_model: str) -> str:
     return str(path)
 
 
+def ignore_deprecation_in_peft() -> None:
+    """Hide the warning that peft 0.21 causes itself, by an attribute's old name; call before an adapter is attached."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
 def device() -> torch.device:
+    """Return the device to compute on: the GPU where there is one."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -71,7 +76,7 @@ def _hub_arguments(options: TrainOptions) -> dict[str, Any]:
 
 
 def load_config(options: TrainOptions) -> Any:
-    """Return the model's config alone (a few kilobytes). Raises InputError with the way out."""
+    """Return the model's config alone (a few kilobytes). Raises InputError, with a fix, where it cannot be read."""
     try:
         return AutoConfig.from_pretrained(source(options.base_model), **_hub_arguments(options))
     except InputError:
@@ -81,7 +86,10 @@ def load_config(options: TrainOptions) -> Any:
 
 
 def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with its chat template settled, a pad token, and padding on the left."""
+    """Return the tokenizer with the recipe's chat template, a pad token, and padding on the left.
+
+    Raises InputError where the model or the template file cannot be read.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source(options.base_model), **_hub_arguments(options))
     except InputError:
@@ -98,21 +106,21 @@ def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
                 f"backend.chat_template: there is no file {path}", "use auto, plain, or the path of a .jinja file"
             )
         tokenizer.chat_template = path.read_text(encoding="utf-8")
-    if tokenizer.pad_token is None:  # padding is masked by position, so eos does no harm where nothing better is known
+    if tokenizer.pad_token is None:  # padding is masked by position, so eos as pad token changes nothing
         known = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]")
         tokenizer.pad_token = next((t for t in known if t in tokenizer.get_vocab()), tokenizer.eos_token)
     tokenizer.padding_side = "left"
     return tokenizer
 
 
-def known_ends(model: PreTrainedModel) -> set[int]:
-    """Return the tokens that the model itself is known to end its answers with (some have several)."""
+def generation_end_tokens(model: PreTrainedModel) -> set[int]:
+    """Return the ids of the tokens that end a generation by the model's own generation config (some have several)."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
 def _load_arguments(options: TrainOptions) -> dict[str, Any]:
-    """Return what the base and the fully trained model are loaded with alike."""
+    """Return the arguments that the base model and the fully trained model share."""
     arguments: dict[str, Any] = {
         "dtype": dtype(options),
         "device_map": {"": device()},
@@ -142,20 +150,24 @@ def load_base(backend: TrlSftLora) -> PreTrainedModel:
         raise explain("model", options.base_model, error) from None
     for module in model.modules():
         # On CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights at the first pass in eval mode, into a form
-        # that passes no gradient back and computes in bf16: a measurement would end the learning, in silence.
+        # that passes no gradient back and computes in bf16: after a measurement, training would change nothing.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    # What adapters and model cards name as their base: not a path of this machine.
+    # The name that adapters and model cards give as their base model: not a path of this machine.
     model.name_or_path = model.config._name_or_path = options.base_model
     return model
 
 
 def load_model(backend: TrlSftLora, ref: ModelRef, run: Run) -> PreTrainedModel:
-    """Return the model that `ref` names, to be asked: the base, the base with an adapter, or fully trained weights."""
+    """Return the model that `ref` names, for inference: the base, the base with an adapter, or fully trained weights.
+
+    Raises InputError where it cannot be read, RunFailed where saved tensors do not fit.
+    """
     if ref.kind == "adapter":
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(_unpacked(load_base(backend)), run.resolve_uri(ref.uri))
+        ignore_deprecation_in_peft()
+        model = PeftModel.from_pretrained(_dequantised(load_base(backend)), run.resolve_uri(ref.uri))
         check_attached(model, run.resolve_uri(ref.uri))
         return model
     if ref.meta.get("trained"):  # all weights, in the run directory
@@ -163,63 +175,15 @@ def load_model(backend: TrlSftLora, ref: ModelRef, run: Run) -> PreTrainedModel:
         model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
         check_complete(loading, folder)
         return model
-    return _unpacked(load_base(backend))
+    return _dequantised(load_base(backend))
 
 
-def _unpacked(model: PreTrainedModel) -> PreTrainedModel:
-    """Write a 4-bit model's weights out once, where a CPU has room, instead of at each pass: the values are the same."""
+def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """Dequantise a 4-bit model once, where a CPU has the memory, instead of at each pass: the values are the same."""
     size = sum(p.numel() for p in model.parameters()) * 2 * model.dtype.itemsize  # two 4-bit values lie in a byte
     if model.device.type == "cpu" and hasattr(model, "hf_quantizer") and size < psutil.virtual_memory().available / 4:
         model.dequantize()
     return model
-
-
-def identity(backend: TrlSftLora, ref: ModelRef, run: Run) -> dict[str, Any]:
-    """Return what decides the answers of `ref` (see `Backend.identity`)."""
-    options = backend.options
-    config = load_config(options)
-    where = device()
-    facts: dict[str, Any] = {
-        "model": options.base_model,
-        "commit": getattr(config, "_commit_hash", None),
-        "quantisation": "nf4-double" if backend.quantised else None,
-        "dtype": str(dtype(options)).removeprefix("torch."),
-        "attention": options.attn_implementation,
-        "chat_template": _sha256(str(load_tokenizer(options).get_chat_template()).encode()),
-        "template_date": options.template_date,
-        "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
-        "threads": torch.get_num_threads() if where.type == "cpu" else None,
-        "code": weights_hash(Path(__file__).parent, ".py"),  # how it is asked: a mended defect makes a new baseline
-        "versions": {name: _version(name) for name in _LIBRARIES},
-    }
-    path = Path(source(options.base_model))
-    if path.is_dir():
-        facts["weights"] = weights_hash(path)
-    if ref.kind == "adapter" or ref.meta.get("trained"):
-        facts["trained"] = weights_hash(run.resolve_uri(ref.uri))
-    return facts
-
-
-def weights_hash(folder: Path, *suffixes: str) -> str:
-    """Return one SHA-256 over files by name and content: by default a model's (weights, config, tokenizer)."""
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (suffixes or (".safetensors", ".json", ".model")):
-            total.update(f"{path.name} ".encode())
-            with open(path, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def peak_memory() -> int:

@@ -1,8 +1,8 @@
-"""Messages to tokens: one place decides what the model reads and which tokens it learns.
+"""Messages to tokens: the one place that decides what the model reads, and the loss mask.
 
-The prompt is tokenised by itself, as it is when the model generates, so that training and measuring
-see the same tokens. Only what follows it is learned: what the template puts in front of an answer (an
-empty thinking part, a channel), the answer, and the token that ends the turn.
+The prompt is tokenised by itself, as it is for generation, so that training and measuring use the same tokens. The
+loss mask covers only what follows it: what the template puts in front of a target (an empty thinking part, a channel),
+the target, and the token that ends the turn.
 """
 
 from __future__ import annotations
@@ -13,37 +13,35 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from ftkit.errors import InputError
 from ftkit.records import Example, Finding, Message, Rendered
 
-if TYPE_CHECKING:
-    from . import TrainOptions
+from .options import TrainOptions
 
 _CHUNK = 512  # examples that are rendered and tokenised together
-_QUESTION, _ANSWER = "⁂question⁂", "⁂answer⁂"  # what a template is probed with
-_OPEN, _CLOSE = "\ue000", "\ue001"  # around special tokens in a row's own text, which are read as plain text
+_QUESTION, _ANSWER = "⁂question⁂", "⁂answer⁂"  # the messages that a template is tested with
+_OPEN, _CLOSE = "\ue000", "\ue001"  # mark special tokens in a row's own text, which are encoded as plain text
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LOOK = "look at backend.chat_template, or write the template to a .jinja file and name it there"
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """One example as text: what the model is given, and the answer with what ends it."""
+    """One example as text: the prompt, and the target with the tokens that end it."""
 
     prompt: str
-    answer: str
+    target: str
 
 
 class Chat:
     """A tokenizer with its chat template: turns examples into prompts, and into training examples.
 
-    `ends` are the tokens that end an answer; `header` is what the template puts between the prompt and an
-    answer: it is part of the prompt when the model generates, and learned, so that a deployed model writes
-    it by itself. Raises InputError where the template cannot be trained on as it is used.
+    `ends` are the ids of the tokens that end a target. `header` is what the template puts between the prompt and a
+    target: it is part of the prompt for generation, and in the loss mask, so that a deployed model writes it by
+    itself. Raises InputError where training with this template would not match its use.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
@@ -54,15 +52,15 @@ class Chat:
         prompt, whole = self._probe()
         before, _, after = whole.partition(_ANSWER)
         stem = _common_start(prompt, before)
-        self.cut = prompt[len(stem) :]  # what the generation prompt has and a past turn has not
-        self.lead = before[len(stem) :].rstrip(" ") if before[len(stem) :].strip() else ""  # and the other way round
+        self.cut = prompt[len(stem) :]  # in the generation prompt, but not in a past turn
+        self.lead = before[len(stem) :].rstrip(" ") if before[len(stem) :].strip() else ""  # in a past turn only
         if self.cut and not prompt.endswith("<think>\n"):
             raise InputError(
-                f"the chat template's generation prompt ends with {prompt[-40:]!r}, but answers come after "
-                f"{before[-40:]!r}: the model would be trained on a prompt that it is never given",
+                f"the chat template's generation prompt ends with {prompt[-40:]!r}, but in a conversation an answer "
+                f"follows {before[-40:]!r}: the model would be trained on a prompt that it is never given",
                 _LOOK,
             )
-        # A thinking part that only the generation prompt opens is closed: targets hold no thoughts.
+        # A thinking part that only the generation prompt opens is closed: targets contain no thinking.
         self.header = "\n</think>\n\n" if self.cut else self.lead
         self.header_ids = self._encode([self.header])[0] if self.header else []
 
@@ -71,19 +69,19 @@ class Chat:
         closing = [i for i in self._encode([after])[0] if i in added and i != tokenizer.bos_token_id] if after else []
         eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         self.ends = {*closing, *eos}
-        self.closing = [] if closing else eos  # a template that ends no turn: the tokenizer's own end does
+        self.closing = [] if closing else eos  # where the template ends no turn, the tokenizer's eos does
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         longest_first = sorted(filter(str.strip, specials), key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @property
     def dated(self) -> bool:
-        """Say whether the template puts a date into the prompt."""
+        """Whether the template puts a date into the prompt."""
         return "strftime_now" in self.template or "date_string" in self.template
 
     @cached_property
     def vocabulary(self) -> list[str]:
-        """The text of each token id: a look-up here is many times faster than asking the tokenizer."""
+        """The text of each token id: a look-up in this list is many times faster than a call of the tokenizer."""
         tokens: list[str] = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
         if "ByteLevel" in repr(getattr(getattr(self.tokenizer, "backend_tokenizer", None), "decoder", None)):
             letters = _byte_letters()
@@ -96,33 +94,33 @@ class Chat:
         return [[*ids, *self.header_ids] for ids in self._encode(texts)]
 
     def render(self, examples: Iterable[Example]) -> Iterator[Rendered]:
-        """Yield training examples: prompt tokens (not learned), then answer tokens (learned).
+        """Yield training examples: prompt tokens, then target tokens, which alone are in the loss mask.
 
-        What must not be trained on carries a finding; where the template refuses the messages, it has no tokens.
+        An example that must not be trained on carries a finding; where the template refuses it, it has no tokens.
         """
         rows = iter(examples)
         while chunk := list(islice(rows, _CHUNK)):
             turns = self._turns(chunk)
             good = [turn for turn in turns if isinstance(turn, _Turn)]
-            prompts, answers = (
+            prompts, targets = (
                 iter(self._encode([t.prompt for t in good])),
-                iter(self._encode([t.answer for t in good])),
+                iter(self._encode([t.target for t in good])),
             )
-            shown = [
-                self._rendered(example.id, next(prompts), next(answers))
+            rendered = [
+                self._rendered(example.id, next(prompts), next(targets))
                 if isinstance(turn, _Turn)
                 else Rendered(example.id, "", (), (), (), 0, finding=turn)
                 for example, turn in zip(chunk, turns, strict=True)
             ]
-            yield from shown
+            yield from rendered
 
-    def _rendered(self, name: str, prompt: list[int], answer: list[int]) -> Rendered:
-        while answer and not self.closing and answer[-1] not in self.ends and self.ends.intersection(answer):
-            answer = answer[:-1]  # the line break after a turn's end is nothing to learn
-        learned = [*self.header_ids, *answer, *self.closing]
+    def _rendered(self, name: str, prompt: list[int], target: list[int]) -> Rendered:
+        while target and not self.closing and target[-1] not in self.ends and self.ends.intersection(target):
+            target = target[:-1]  # the line break after the end of a turn is not trained
+        whole = [*self.header_ids, *target, *self.closing]
         limit = self.options.sequence_len
-        kept = learned[: limit - 1]
-        start = cut_middle(prompt, limit - len(kept))
+        kept = whole[: limit - 1]
+        start = truncate_middle(prompt, limit - len(kept))
         ids = start + kept
         return Rendered(
             example_id=name,
@@ -131,25 +129,25 @@ class Chat:
             tokens=tuple([self.vocabulary[i] for i in ids]),
             loss_mask=(False,) * len(start) + (True,) * len(kept),
             n_prompt=len(start),
-            truncated=(len(prompt) - len(start), len(learned) - len(kept)),
-            finding=self._fault(start, kept, len(learned) - len(kept)),
+            truncated=(len(prompt) - len(start), len(whole) - len(kept)),
+            finding=self._fault(start, kept, len(whole) - len(kept)),
         )
 
-    def _fault(self, prompt: list[int], learned: list[int], lost: int) -> Finding | None:
-        """Return what makes these tokens unfit for training."""
+    def _fault(self, prompt: list[int], target: list[int], lost: int) -> Finding | None:
+        """Return why these tokens must not be trained on, or None; `lost` target tokens were truncated."""
         bos = self.tokenizer.bos_token_id
         if lost and not self.options.allow_cut_targets:
             return Finding(
                 "error",
-                "the target does not fit into backend.sequence_len, so its end-of-turn token is not learned",
-                "raise backend.sequence_len (`ftkit preview` shows how long examples are), shorten or leave out the "
-                "row, or train on cut answers all the same: backend.allow_cut_targets: true",
+                "the target does not fit into backend.sequence_len, so its end-of-turn token is truncated",
+                "raise backend.sequence_len (`ftkit preview` shows how long examples are), shorten or remove the "
+                "row, or train on truncated targets all the same: backend.allow_cut_targets: true",
                 "backend.sequence_len",
             )
-        if not learned:
-            return Finding("error", "no token is learned: the target is empty", "leave out the row")
-        if not lost and learned[-1] not in self.ends:
-            return Finding("error", "the end-of-turn token is not learned: the chat template writes none and the "
+        if not target:
+            return Finding("error", "the loss mask is empty: the target has no tokens", "remove the row")
+        if not lost and target[-1] not in self.ends:
+            return Finding("error", "the target has no end-of-turn token: the chat template writes none and the "
                            "tokenizer has no eos_token", _LOOK, "backend.chat_template")  # fmt: skip
         if bos is not None and prompt[:2] == [bos, bos]:
             return Finding("error", "BOS is doubled: the chat template writes it twice", _LOOK, "backend.chat_template")
@@ -162,7 +160,7 @@ class Chat:
             prompts = self._texts(chats, prompt=True)
             wholes = self._texts([[*c, t] for c, t in zip(chats, targets, strict=True)], prompt=False)
         except InputError as error:
-            if len(examples) > 1:  # one of them: the others are still worth seeing
+            if len(examples) > 1:  # find the example that is refused, and render the others
                 return [turn for e in examples for turn in self._turns([e])]
             return [Finding("error", error.message, error.hint, "backend.chat_template")]
         return [self._turn(*texts) for texts in zip(prompts, wholes, (t.content for t in targets), strict=True)]
@@ -173,15 +171,15 @@ class Chat:
         if not whole.startswith(stem) or target.strip() not in answer:
             return Finding(
                 "error",
-                "the chat template rewrites the prompt or the target once they stand together: what is trained "
-                "would not be what is asked",
+                "the chat template changes the prompt or the target in a whole conversation: the model would be "
+                "trained on other tokens than it is given",
                 f"a target with a thinking part of its own (</think>) is one cause; {_LOOK}",
                 "backend.chat_template",
             )
         return _Turn(prompt, answer)
 
     def _probe(self) -> tuple[str, str]:
-        """Return the prompt and the whole conversation of a probe; says whether messages are blocks."""
+        """Return a prompt and a whole conversation as the template writes them; set `blocks` as it needs them."""
         user, assistant = Message("user", _QUESTION), Message("assistant", _ANSWER)
         problem = InputError("the chat template leaves out what the messages say", _LOOK)
         for self.blocks in (False, True):
@@ -212,7 +210,7 @@ class Chat:
                 add_generation_prompt=prompt,
                 date_string=self.date.strftime("%d %b %Y"),  # so Llama's templates call it
             )
-        except Exception as error:  # a template is a program: it may raise what it likes
+        except Exception as error:  # a template is a program: it may raise anything
             raise InputError(f"the chat template refuses these messages: {error}", _LOOK) from None
         return [str(text) for text in texts]
 
@@ -223,7 +221,7 @@ class Chat:
         """Return token ids; the template has already written the special tokens."""
         if not texts:
             return []
-        texts = [_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]  # no tokenizer takes them
+        texts = [_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]  # tokenizers refuse them
         ids: list[list[int]] = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, verbose=False
         )["input_ids"]
@@ -240,8 +238,8 @@ class Chat:
         return ids
 
 
-def cut_middle(ids: list[int], limit: int) -> list[int]:
-    """Return at most `limit` ids, leaving out the middle: a prompt's frame is at its two ends."""
+def truncate_middle(ids: list[int], limit: int) -> list[int]:
+    """Return at most `limit` ids, without the middle: instructions stand at the two ends of a prompt."""
     if len(ids) <= limit:
         return ids
     head = limit // 2
@@ -249,7 +247,7 @@ def cut_middle(ids: list[int], limit: int) -> list[int]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """Return which byte each letter of a byte-level vocabulary stands for (the table that GPT-2 brought up)."""
+    """Return which byte each letter of a byte-level vocabulary stands for (the table of GPT-2)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -272,17 +270,17 @@ def _date(text: str) -> date:
             return datetime.strptime(text, form).date()
         except ValueError:
             continue
-    raise InputError(f"backend.template_date: {text!r} is no date", "write it like 26 Jul 2024 or 2024-07-26")
+    raise InputError(f"backend.template_date: {text!r} is not a date", "write it like 26 Jul 2024 or 2024-07-26")
 
 
 def _with_fixed_date(template: str, day: date) -> str:
-    """Return the template with a `strftime_now` of its own that always tells `day`.
+    """Return the template with a `strftime_now` of its own that always returns `day`.
 
-    A function cannot be handed in for it: transformers lets nothing but plain data into a template.
+    It cannot be passed as a function: transformers passes only plain data to a template.
     """
     if "strftime_now" not in template:
         return template
-    told = {f"%{c}": day.strftime(f"%{c}") for c in "aAbBcdHIjmMpSuUwWxXyY"}
-    told |= {"%F": day.isoformat(), "%-d": str(day.day), "%-m": str(day.month), "%%": "%"}
-    replaced = "".join(f"|replace('{form}', '{text}')" for form, text in told.items())
+    texts = {f"%{c}": day.strftime(f"%{c}") for c in "aAbBcdHIjmMpSuUwWxXyY"}
+    texts |= {"%F": day.isoformat(), "%-d": str(day.day), "%-m": str(day.month), "%%": "%"}
+    replaced = "".join(f"|replace('{form}', '{text}')" for form, text in texts.items())
     return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}{{ '' }}" + template

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +16,40 @@ from transformers import PreTrainedModel, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ftkit.api import Run
-from ftkit.files import Journal, publish, read_json, write_json
+from ftkit.files import Journal, publish
 from ftkit.records import Example, ModelRef, Task
 
-from ._batches import Counter, Layout, Order, choose
-from ._callbacks import Checkpoints, Snapshots, Watch, last_whole
+from ._batches import Layout, Order, TokenCounter, choose_layout
+from ._callbacks import Checkpoints, Monitor, Snapshots, last_complete
 from ._check import refuse_faulty, refuse_masked
+from ._device import use_one_gpu
 from ._generate import TrlSession
-from ._model import device, dtype, load_base, load_tokenizer, peak_memory
+from ._model import device, dtype, ignore_deprecation_in_peft, load_base, load_tokenizer, peak_memory
 from ._packing import PackingCollator, attention, obstacle, packed_attention
 from ._render import Chat
-from ._took import judge, sample
+from ._weights import check_weights_changed, sample_weights
+from .options import TrainOptions
 
 if TYPE_CHECKING:
-    from . import TrainOptions, TrlSftLora
+    from . import TrlSftLora
+
+# transformers 5.23 renamed the argument; the old name warns.
+_CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in {f.name for f in fields(SFTConfig)}
+    else "gradient_checkpointing"
+)
 
 
 def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
-    """Train on `task.train`, hand over `train/model/` (safetensors, no pickle), and return its handle."""
+    """Train on `task.train`, write `train/model/` (safetensors, no pickle), and return its handle.
+
+    Raises RunFailed where a row must not be trained on, the loss is not finite, or weights were not saved.
+    """
     options = backend.options
+    note = use_one_gpu()
+    if note:
+        run.log("note", message=note)
     set_seed(run.seed)
     tokenizer = load_tokenizer(options)
     dataset, lengths = _tokenised(Chat(tokenizer, options), task.train)
@@ -44,6 +59,7 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     packed = layout.name == "packed"
     order = Order(lengths, options.micro_batch_size, run.seed, grouped=layout.name == "grouped")
     checkpoints = run.scratch("checkpoints")
+    ignore_deprecation_in_peft()
     trainer = _Trainer(
         model=model,
         args=_arguments(options, checkpoints, run.seed),
@@ -55,29 +71,29 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     )
     trainer.order = order
     for config in getattr(trainer.model, "peft_config", {}).values():
-        if isinstance(config.target_modules, set):  # which is written in another order by each process
+        if isinstance(config.target_modules, set):  # each process would write a set in another order
             config.target_modules = sorted(config.target_modules)
     refuse_masked(trainer.data_collator, [dataset[i] for i in range(min(2, len(dataset)))])
     trainer.add_callback(Snapshots(trainer.model, options.snapshots, run))
     passes_per_step = options.gradient_accumulation_steps * trainer.args.world_size
-    counter = Counter(order, passes_per_step, packed)
-    trainer.add_callback(Watch(TrlSession(trainer.model, tokenizer, options), plain, counter, task, run))
+    counter = TokenCounter(order, passes_per_step, packed)
+    trainer.add_callback(Monitor(TrlSession(trainer.model, tokenizer, options), plain, counter, task, run))
     for parameter in trainer.model.parameters():
-        # In half precision small updates are rounded away (TRL casts a QLoRA adapter to bf16): what is trained is fp32.
+        # In half precision small updates are rounded away (TRL casts a QLoRA adapter to bf16): train in fp32.
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
-    before = sample(trainer.model)
+    before = sample_weights(trainer.model)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     earlier = _earlier_seconds(run)
     run.log("start", resumed=earlier > 0, layout=layout.name, why=layout.why)
     began = time.monotonic()
     with attention(trainer.model, packed_attention(options) if packed else plain):
-        checkpoint = last_whole(checkpoints)
+        checkpoint = last_complete(checkpoints)
         state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json") if checkpoint else None
         if state is not None and state.global_step >= state.max_steps:
-            # Killed after its last step: the Trainer would take one more before it looks how far it is.
+            # The run was killed after its last step: the Trainer would take one more step before it compares the count.
             trainer._load_from_checkpoint(checkpoint)
             trainer.state = state
         else:
@@ -92,10 +108,10 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     else:
         trainer.model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    judge(before, staging, run)
+    check_weights_changed(before, staging, run)
     publish(staging, run.path("train", "model"))
     steps = trainer.state.global_step
-    tokens, slots = counter.after(steps)
+    tokens, with_padding = counter.after(steps)
     price = {} if options.usd_per_hour is None else {"usd": options.usd_per_hour * (earlier + seconds) / 3600}
     run.log(
         "end",
@@ -103,7 +119,7 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
         seconds=round(seconds, 2),
         tokens=tokens,
         layout=layout.name,
-        pad_share=round(1 - tokens / slots, 4),
+        pad_share=round(1 - tokens / with_padding, 4),
         peak_memory=peak_memory(),
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         device=str(device()),
@@ -116,7 +132,7 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer, with the order of the examples planned by ftkit."""
+    """TRL's trainer, with ftkit's order of the examples."""
 
     order: Order
 
@@ -125,9 +141,9 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
 
 
 def _tokenised(chat: Chat, examples: Sequence[Example]) -> tuple[Dataset, list[int]]:
-    """Return token ids and labels, and the lengths in tokens. Raises RunFailed where a row must not be learned.
+    """Return token ids and labels, and the lengths in tokens. Raises RunFailed where a row must not be trained on.
 
-    32-bit arrays: Python's lists of numbers would take ten times the memory.
+    The arrays are of 32-bit integers: Python's lists of numbers would take ten times the memory.
     """
     ids, labels, faulty = [], [], []
     for row in chat.render(examples):
@@ -141,25 +157,23 @@ def _tokenised(chat: Chat, examples: Sequence[Example]) -> tuple[Dataset, list[i
 
 
 def _layout(model: PreTrainedModel, options: TrainOptions, lengths: Sequence[int], run: Run) -> Layout:
-    """Choose how forward passes are laid out; the choice is in the log and, for a rerun, in the lock."""
-    hinders = None
+    """Choose how forward passes are laid out; record the choice in the log and, for a rerun, in the lock."""
+    no_packing = None
     if options.sample_packing is not False:
-        hinders = obstacle(model, packed_attention(options))
-    if options.sample_packing is True and hinders:
-        run.log("warning", message=f"sample_packing is not possible, length grouping is used instead: {hinders}")
-    layout = choose(options, lengths, run.seed, hinders)
+        no_packing = obstacle(model, packed_attention(options))
+    if options.sample_packing is True and no_packing:
+        run.log("warning", message=f"sample_packing is not possible, length grouping is used instead: {no_packing}")
+    layout = choose_layout(options, lengths, run.seed, no_packing)
     run.log("note", message=f"training batches are {layout.name}: {layout.why}")
-    if run.path("lock.json").exists():
-        lock = read_json(run.path("lock.json"))
-        write_json(run.path("lock.json"), {**lock, "training": asdict(layout)})
+    run.log("lock", **asdict(layout))
     return layout
 
 
 def _arguments(options: TrainOptions, output: Path, seed: int) -> Any:
     kind, where = dtype(options), device()
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(output),
-        max_length=None,  # `render` has already cut what is too long, and it keeps the answer
+        max_length=None,  # `render` has already truncated long examples, and keeps the target
         dataset_kwargs={"skip_prepare_dataset": True},
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.lr_scheduler,
@@ -171,14 +185,13 @@ def _arguments(options: TrainOptions, output: Path, seed: int) -> Any:
         optim=options.optimizer,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
-        gradient_checkpointing=options.gradient_checkpointing,
         bf16=kind == torch.bfloat16 and where.type == "cuda",
         fp16=kind == torch.float16 and where.type == "cuda",
         use_cpu=where.type == "cpu",
         dataloader_pin_memory=where.type == "cuda",
         logging_steps=options.logging_steps,
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # a loss that is not a number ends the run instead of being left out of the mean
+        logging_nan_inf_filter=False,  # a loss that is not finite stops the run instead of being left out of the mean
         save_strategy="steps",
         save_steps=options.save_steps,
         save_total_limit=2,
@@ -186,7 +199,16 @@ def _arguments(options: TrainOptions, output: Path, seed: int) -> Any:
         data_seed=seed,
         report_to="none",
         disable_tqdm=True,
+        **{_CHECKPOINTING: options.activation_checkpointing},
     )
+    return _with_one_gpu(arguments)
+
+
+def _with_one_gpu(arguments: SFTConfig) -> SFTConfig:
+    """Let the Trainer use one GPU of a process that sees several: CUDA may have started before `use_one_gpu`."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _lora(options: Any) -> Any:
@@ -202,10 +224,15 @@ def _lora(options: Any) -> Any:
 
 
 def _earlier_seconds(run: Run) -> float:
-    """Return the seconds that killed attempts trained, up to the last line that each logged."""
+    """Return the seconds of training in attempts that were killed, each up to the last line of its log.
+
+    Notes and warnings do not count: an attempt logs some before its `start`, long after the end of the last attempt.
+    """
     total, previous = 0.0, None
     for row in Journal(run.path("train", "log.jsonl")).read():
-        if previous is not None and row["event"] != "start":  # between an attempt and the next nothing was done
+        if row["event"] in ("note", "warning"):
+            continue
+        if previous is not None and row["event"] != "start":
             total += row["time"] - previous
         previous = row["time"]
     return total

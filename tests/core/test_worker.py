@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from ftkit.console import Console
 from ftkit.directory import RunDirectory
 from ftkit.files import read_json
 from ftkit.recipe.load import load_recipe
-from ftkit.records import Example, Message, Task
+from ftkit.run.prepare import prepare
 
 # A backend whose model is the list of the splits that it was given.
 PLUGIN = """
@@ -41,13 +42,7 @@ def prepared(fakes: ModuleType, recipe: Callable[..., Any], tmp_path: Path) -> C
     """Return a function that prepares a run directory with the fake backend."""
 
     def make(**options: Any) -> RunDirectory:
-        run = RunDirectory.create(tmp_path / "runs", "worker", load_recipe(recipe(backend=options)).to_yaml())
-        sizes = {"train": 5, "validation": 2, "test": 3}
-        splits = {
-            split: tuple(Example(f"{split}-{i}", (Message("user", "a"),), ("A",), "a") for i in range(size))
-            for split, size in sizes.items()
-        }
-        run.save_task(Task("worker", splits, dict.fromkeys(splits, "x"), "x"))
+        (run,) = prepare([load_recipe(recipe(backend=options))], tmp_path / "runs", Console(silent=True))
         return run
 
     return make
@@ -71,7 +66,7 @@ def test_it_trains_and_leaves_the_model(prepared: Any, fake_site: Path) -> None:
     assert finish(start(run.dir, fake_site)) == (0, "")
     model = run.model()
     assert model is not None and model.uri == "train/model"
-    assert read_json(run.path("train", "model", "rule.json"))["learned_from"] == 5
+    assert read_json(run.path("train", "model", "rule.json"))["learned_from"] == 20
     assert [row["step"] for row in run.log_rows() if row["event"] == "step"] == [1, 2, 3, 4]
     assert not run.path("train", "error.json").exists()
 
@@ -88,7 +83,7 @@ def test_the_backend_gets_no_test_rows(prepared: Any, fake_site: Path, tmp_path:
     recipe.write_text(recipe.read_text().replace("plugin: fake\n", "plugin: splits\n"))
     assert finish(start(run.dir, fake_site, PYTHONPATH=f"{site}{os.pathsep}{fake_site}")) == (0, "")
     model = run.model()
-    assert model is not None and model.meta == {"train": 5, "validation": 2}
+    assert model is not None and model.meta == {"train": 20, "validation": 4}
 
 
 @pytest.mark.parametrize(

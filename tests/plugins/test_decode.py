@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch  # noqa: TID253 (all of this file needs it)
 from ftkit_trl import _model
-from ftkit_trl._decode import RoomyLayer, Stopped, _cache, decode, side_by_side
+from ftkit_trl._decode import PreallocatedLayer, StopFlag, _cache, decode, in_parallel
 from test_trl import BASE, recipe
 from transformers import (  # noqa: TID253
     AutoModelForCausalLM,
@@ -23,10 +23,11 @@ from transformers import (  # noqa: TID253
     Qwen3Config,
 )
 
+from ftkit.console import Console
 from ftkit.directory import RunDirectory
 from ftkit.recipe.load import load_recipe
 from ftkit.records import GenerationConfig, ModelRef
-from ftkit.run.prepare import preflight
+from ftkit.run.prepare import prepare
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -82,7 +83,7 @@ def test_each_row_is_what_generate_gives(name: str) -> None:
         input_ids=ids, attention_mask=mask, max_new_tokens=50, do_sample=False, eos_token_id=ENDS, pad_token_id=0
     )
     expected = [upto_end(row) for row in whole[:, 20:].tolist()]
-    found = decode(model, ids, mask, 50, ENDS, Stopped(), do_sample=False, pad_token_id=0)
+    found = decode(model, ids, mask, 50, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
     assert [upto_end(row) for row in found] == expected
     lengths = {len(row) for row in expected}
     assert min(lengths) < 16 and len(lengths) > 1, "rows are to leave at different times"
@@ -92,16 +93,16 @@ def test_each_row_is_what_generate_gives(name: str) -> None:
 
 def test_rows_that_have_ended_leave_and_the_cache_copies_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
-    update = RoomyLayer.update
+    update = PreallocatedLayer.update
 
-    def watched(self: RoomyLayer, keys: torch.Tensor, values: torch.Tensor, *others: Any) -> Any:
-        result = update(self, keys, values, *others)
-        assert self._room is not None
-        seen.append((len(keys), self._room[0].data_ptr()))
+    def watched(self: PreallocatedLayer, keys: torch.Tensor, values: torch.Tensor, *others: Any, **more: Any) -> Any:
+        result = update(self, keys, values, *others, **more)
+        assert self._buffers is not None
+        seen.append((len(keys), self._buffers[0].data_ptr()))
         return result
 
-    monkeypatch.setattr(RoomyLayer, "update", watched)
-    decode(made("llama"), *prompts(), 50, ENDS, Stopped(), do_sample=False, pad_token_id=0)
+    monkeypatch.setattr(PreallocatedLayer, "update", watched)
+    decode(made("llama"), *prompts(), 50, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
     sizes = [size for size, _ in seen]
     assert sizes[0] == 12 and sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 2
     assert len({place for _, place in seen}) <= 2 * 5  # two layers, at most every 16 tokens
@@ -112,7 +113,7 @@ def test_sampling_repeats_with_its_seed() -> None:
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(decode(model, *prompts(), 40, ENDS, Stopped(), do_sample=True, top_k=0, pad_token_id=0))
+        found.append(decode(model, *prompts(), 40, ENDS, StopFlag(), do_sample=True, top_k=0, pad_token_id=0))
     assert found[0] == found[1] != found[2]
 
 
@@ -126,7 +127,7 @@ def test_threads_are_shared_among_the_parts_and_given_back() -> None:
 
     ended: list[bool] = []
     groups = [[1, 2], [3, 4], [5, 6]]
-    found = list(side_by_side(work, groups, lambda: ended.append(True)))
+    found = list(in_parallel(work, groups, lambda: ended.append(True)))
     assert found == [(group, [(part, 1) for part in group]) for group in groups] and ended
     assert torch.get_num_threads() == 2
     later: list[int] = []
@@ -137,21 +138,21 @@ def test_threads_are_shared_among_the_parts_and_given_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "most", "groups"), [(1, 4, [[1, 2], [3]]), (2, 1, [[1, 2], [3]]), (2, 4, [[1], [2]])]
+    ("threads", "max_parallel", "groups"), [(1, 4, [[1, 2], [3]]), (2, 1, [[1, 2], [3]]), (2, 4, [[1], [2]])]
 )
 def test_what_has_no_company_is_done_in_this_thread_with_all_of_them(
-    threads: int, most: int, groups: list[list[int]]
+    threads: int, max_parallel: int, groups: list[list[int]]
 ) -> None:
     torch.set_num_threads(threads)
     here = threading.get_ident()
-    for _, made in side_by_side(lambda _: (threading.get_ident(), torch.get_num_threads()), groups, print, most):
+    for _, made in in_parallel(lambda _: (threading.get_ident(), torch.get_num_threads()), groups, print, max_parallel):
         assert set(made) == {(here, threads)}
 
 
 def test_not_much_is_begun_ahead_of_who_reads() -> None:
     torch.set_num_threads(2)
     begun: list[int] = []
-    answers = side_by_side(begun.append, ([i, i] for i in range(100)), lambda: None)
+    answers = in_parallel(begun.append, ([i, i] for i in range(100)), lambda: None)
     next(answers)
     assert len(begun) <= 6
     answers.close()  # type: ignore[attr-defined]
@@ -162,7 +163,7 @@ def test_not_much_is_begun_ahead_of_who_reads() -> None:
 def test_a_part_that_fails_and_ctrl_c_end_the_others(how: str) -> None:
     torch.set_num_threads(2)
     model = made("mistral")  # whose cache is its own: one call of `generate`, which would take hours
-    stopped = Stopped()
+    stopped = StopFlag()
     started = threading.Event()
 
     def work(part: int) -> Any:
@@ -180,7 +181,7 @@ def test_a_part_that_fails_and_ctrl_c_end_the_others(how: str) -> None:
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        answers = side_by_side(work, [[2, 3], [0, 1]], stopped.event.set)
+        answers = in_parallel(work, [[2, 3], [0, 1]], stopped.event.set)
         if how == "closed":
             next(answers)
             assert started.wait(30)
@@ -196,10 +197,7 @@ def test_a_part_that_fails_and_ctrl_c_end_the_others(how: str) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     loaded = load_recipe({**recipe("trl-sft-qlora"), "dataset": {**BASE["dataset"], "test_rows": 40}})  # type: ignore[dict-item]
-    run = RunDirectory.create(tmp_path_factory.mktemp("runs"), "r", loaded.to_yaml())
-    found = preflight(loaded)
-    assert found.task is not None
-    run.save_task(found.task)
+    (run,) = prepare([loaded], tmp_path_factory.mktemp("runs"), Console(silent=True))
     return run
 
 

@@ -216,7 +216,7 @@ def test_metrics_carry_wilson_intervals_and_steps_are_pooled() -> None:
 
 
 def test_references_without_numbers_are_one_message() -> None:
-    with pytest.raises(InputError, match="no reference holds a number"):
+    with pytest.raises(InputError, match="no reference contains a number"):
         score_all([Gsm8kAnswer()], [example("a summary")], [Prediction("q", "18")])
     scores, _ = score_all(
         [Gsm8kAnswer()], [example("none", "a"), example(name="b")], [Prediction("a", "18"), Prediction("b", "18")]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ftkit_gsm8k import Gsm8kSftProbe, WordProblems
 from ftkit_gsm8k._numbers import annotated, marked
-from ftkit_gsm8k._rules import Facts, judge
+from ftkit_gsm8k._rules import Facts, apply_rules
 from ftkit_gsm8k._sample import few_shot, fixed_sample
 from ftkit_gsm8k._taxonomy import KINDS, kind_of
 from ftkit_gsm8k._variants import changed, variants
@@ -154,7 +154,7 @@ def facts(before: float, after: float, form: float = 1.0, many: float = 0.5, n: 
 
 
 def test_format_without_accuracy_is_called_so() -> None:
-    verdict, rules, help_ = judge(facts(0.2, 0.21, many=0.6))
+    verdict, rules, help_ = apply_rules(facts(0.2, 0.21, many=0.6))
     assert verdict.startswith("Format +100.0 [+100.0, +100.0] points, accuracy +1.0 [")
     assert "SFT taught the format. Meanwhile the loss on gold solutions fell, 2.000 → 0.500" in verdict
     assert "pass@8 is 2.9x pass@1" in verdict
@@ -163,7 +163,7 @@ def test_format_without_accuracy_is_called_so() -> None:
 
 
 def test_accuracy_that_rises_gets_the_other_verdict_from_the_same_rules() -> None:
-    verdict, rules, _ = judge(facts(0.2, 0.8, many=0.9))
+    verdict, rules, _ = apply_rules(facts(0.2, 0.8, many=0.9))
     assert "SFT taught solving and the format." in verdict and "Meanwhile" not in verdict
     assert [r.holds for r in rules] == [True, True, True, False, False, False, None, True]
 
@@ -179,7 +179,7 @@ def test_accuracy_that_rises_gets_the_other_verdict_from_the_same_rules() -> Non
     ],
 )
 def test_verdicts_report_whichever_way_it_goes(before: float, after: float, form: float, said: str) -> None:
-    assert said in judge(facts(before, after, form))[0]
+    assert said in apply_rules(facts(before, after, form))[0]
 
 
 # ---------------------------------------------------------------- the generated problems

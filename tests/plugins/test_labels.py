@@ -205,13 +205,13 @@ OPEN = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 FINE = [{"id": f"row-{n}", "input": f"Which, {n}?", "target": "This."} for n in range(4)]
 LONG = {"id": "row-9", "input": "Which?", "target": "very " * 100}
 FAULTS: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any], str]] = {
-    "an answer that is cut": (TURN + OPEN, [*FINE, LONG], {"sequence_len": 256}, r"train: example 'row-9': the target does not fit .*end-of-turn token is not learned[\s\S]*raise backend.sequence_len"),
+    "an answer that is cut": (TURN + OPEN, [*FINE, LONG], {"sequence_len": 256}, r"train: example 'row-9': the target does not fit .*end-of-turn token is truncated[\s\S]*raise backend.sequence_len"),
     "another generation prompt": (TURN + "{% if add_generation_prompt %}<|bot|>{% endif %}", FINE, {}, r"generation prompt ends with '.*<\|bot\|>'.*never given"),
-    "no end of turn": (TURN.replace("<|end|>", "\n") + OPEN, FINE, {"eos_token": None}, r"train: example 'row-0' \(and 3 more of 4\): the end-of-turn token is not learned"),
+    "no end of turn": (TURN.replace("<|end|>", "\n") + OPEN, FINE, {"eos_token": None}, r"train: example 'row-0' \(and 3 more of 4\): the target has no end-of-turn token"),
     "two BOS": ("{{ bos_token }}{{ bos_token }}" + TURN + OPEN, FINE, {}, r"example 'row-0' \(and 3 more of 4\): BOS is doubled"),
     "messages left out": ("{{ bos_token }}hello" + OPEN, FINE, {}, "leaves out what the messages say"),
     "messages refused": ("{% if 'row 3' in messages[0].content %}{{ raise_exception('not this one') }}{% endif %}" + TURN + OPEN, [*FINE, {"id": "row-3b", "input": "row 3", "target": "x"}], {}, r"train: example 'row-3b': the chat template refuses these messages: not this one"),
-    "a date that is none": (TURN + OPEN, FINE, {"template_date": "today"}, r"template_date: 'today' is no date[\s\S]*26 Jul 2024"),
+    "a date that is none": (TURN + OPEN, FINE, {"template_date": "today"}, r"template_date: 'today' is not a date[\s\S]*26 Jul 2024"),
 }  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def trained(model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
                 return step(self, model, inputs, *rest)
 
             folder = write_rows(tmp_path_factory.mktemp(name) / "rows", FINE * 2)
-            with pytest.MonkeyPatch.directory() as patch:
+            with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(SFTTrainer, "training_step", watched)
                 asked = recipe(model(name), folder, sample_packing=False)
                 run = ftkit.run(asked, out=folder.parent / "runs", console=Console(silent=True))
@@ -300,11 +300,11 @@ def test_the_trainer_learns_the_end_of_turn_though_it_pads_with_eos(
         w for w in run.directory.record().warnings if "training" in w
     ]
     assert json.loads((run.dir / "lock.json").read_text())["model"]["template_date"] == "26 Jul 2024"
-    (took,) = [row for row in run.directory.log_rows() if row["event"] == "took"]
-    assert took["moved"] == took["tensors"] == 2 and took["change_norm"] > 0  # B of q_proj and v_proj
+    (change,) = [row for row in run.directory.log_rows() if row["event"] == "weights_changed"]
+    assert change["changed"] == change["tensors"] == 2 and change["change_norm"] > 0  # B of q_proj and v_proj
 
 
-# ---------------------------------------------------------------- did training take?
+# ---------------------------------------------------------------- did training change the weights?
 
 
 @pytest.mark.parametrize("plugin", ["trl-sft-lora", "trl-sft-full"])
@@ -315,13 +315,13 @@ def test_training_that_changes_nothing_is_said_so_loudly(
     asked = recipe(model("llama3"), write_rows(tmp_path / "rows", FINE), **options)
     run = ftkit.run(asked, out=tmp_path / "runs", console=Console(silent=True))
     warnings = run.directory.record().warnings
-    assert any(w.startswith("training did not take: none of the") for w in warnings), warnings
+    assert any(w.startswith("training changed no weights: none of the") for w in warnings), warnings
     assert any("gave the base model's answer to all 2 test rows" in w for w in warnings), warnings
     report = json.loads((run.dir / "report.json").read_text())
     assert set(warnings) <= set(report["warnings"])
     assert report["verdict"].startswith("Training changed nothing that can be seen")
     page = (run.dir / "report.html").read_text()
-    assert "training did not take" in page and "Training changed nothing" in page
+    assert "training changed no weights" in page and "Training changed nothing" in page
 
 
 def test_an_adapter_that_does_not_fit_is_refused(trained: Callable[[str], Any], tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_an_adapter_that_does_not_fit_is_refused(trained: Callable[[str], Any], 
 
 def test_weights_that_are_not_finite_end_the_run(trained: Callable[[str], Any], tmp_path: Path) -> None:
     import torch
-    from ftkit_trl._took import judge
+    from ftkit_trl._weights import check_weights_changed
     from safetensors.torch import load_file, save_file
 
     run, _ = trained("llama3_2")
@@ -360,7 +360,7 @@ def test_weights_that_are_not_finite_end_the_run(trained: Callable[[str], Any], 
     next(iter(tensors.values())).view(-1)[0] = torch.nan
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ftkit.FtkitError, match=r"not finite[\s\S]*lower backend\.learning_rate"):
-        judge(before, tmp_path, run.directory)
+        check_weights_changed(before, tmp_path, run.directory)
 
 
 # ---------------------------------------------------------------- ftkit preview
@@ -392,7 +392,9 @@ def test_preview_colours_what_is_learned(model: Callable[..., Path], tmp_path: P
     piped = CliRunner().invoke(cli.ftkit, ["preview", str(path)]).stdout
     assert re.search(r"\|<\|end_header_id\|>\|⏎\n\|⏎\n\|«O»«u»«i»«!»«<\|eot_id\|>»\n", piped), piped
     assert "2|6|·|J|u|l|·|2|0|2|4|" in piped, "the date that the template is given"
-    tokens, prompt, count = map(int, re.search(r"(\d+) tokens: (\d+) of the prompt, (\d+) learned", piped).groups())
+    tokens, prompt, count = map(
+        int, re.search(r"(\d+) tokens: (\d+) of the prompt, (\d+) in the loss mask", piped).groups()
+    )
     assert (prompt + count, count) == (tokens, 5)
     coloured = on_a_terminal("preview", str(path))
     green = re.findall("\x1b\\[32m\x1b\\[1m(.*?)\x1b\\[0m", coloured)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch  # noqa: TID253 (all of this file needs it)
-from ftkit_trl import LoraOptions
-from ftkit_trl._batches import Counter, Order, choose
+from ftkit_trl._batches import Order, TokenCounter, choose_layout
 from ftkit_trl._packing import ATTENTION, PackingCollator, attention, obstacle
+from ftkit_trl.options import LoraOptions
 from test_trl import BASE, recipe
 from transformers import (  # noqa: TID253
     AttentionInterface,
@@ -21,11 +21,11 @@ from transformers import (  # noqa: TID253
     MistralConfig,
 )
 
+from ftkit.console import Console
 from ftkit.directory import RunDirectory
 from ftkit.errors import RunFailed
-from ftkit.files import read_json, write_atomic, write_json
 from ftkit.recipe.load import load_recipe
-from ftkit.run.prepare import preflight
+from ftkit.run.prepare import prepare
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -97,7 +97,7 @@ def test_a_model_whose_packed_examples_see_each_other_is_found_out(models: dict[
 
     AttentionInterface.register("leaky", leaky)
     AttentionMaskInterface.register("leaky", lambda *_, **__: None)
-    assert "see their neighbours" in str(obstacle(models["llama"], "leaky"))
+    assert "attend to each other" in str(obstacle(models["llama"], "leaky"))
     assert "do not work" in str(obstacle(models["llama"], "no such attention"))
     assert models["llama"].config._attn_implementation == "sdpa", "it attends as before"
     state = AutoModelForCausalLM.from_config(
@@ -124,7 +124,7 @@ def test_padding_is_counted_as_it_is_made() -> None:
     lengths = [5, 9, 2, 7, 3]
     order = Order(lengths, 2, seed=0)
     passes = [b for epoch in (0, 1) for b in order.batches(epoch)]
-    padded, packed = Counter(order, 2, packed=False), Counter(order, 2, packed=True)
+    padded, packed = TokenCounter(order, 2, packed=False), TokenCounter(order, 2, packed=True)
     # two passes a step, three an epoch: the second step of an epoch has one pass
     for step, through in ((1, 2), (2, 3), (3, 5), (4, 6)):
         tokens = sum(lengths[i] for b in passes[:through] for i in b)
@@ -136,7 +136,7 @@ def test_what_is_chosen_follows_the_lengths() -> None:
     even, uneven = [100] * 64, [10, 100] * 200
 
     def name(lengths: list[int], obstacle: str | None = None, **options: Any) -> str:
-        return choose(LoraOptions(base_model="m", **options), lengths, 0, obstacle).name
+        return choose_layout(LoraOptions(base_model="m", **options), lengths, 0, obstacle).name
 
     assert name(even) == "padded"
     assert name(uneven) == "packed"
@@ -145,7 +145,7 @@ def test_what_is_chosen_follows_the_lengths() -> None:
     assert name(uneven, sample_packing=False, group_by_length=False) == "padded"
     assert name(even, sample_packing=True) == "packed"
     assert name(even, "no", sample_packing=True) == "grouped"
-    refused = choose(LoraOptions(base_model="m", sample_packing=True), even, 0, "its layers mix neighbours")
+    refused = choose_layout(LoraOptions(base_model="m", sample_packing=True), even, 0, "its layers mix neighbours")
     assert refused.why == "the recipe asks for packing, which is not possible: its layers mix neighbours"
     assert name(even, group_by_length=True) == "grouped"
     with pytest.raises(ValueError, match="choose one"):
@@ -163,11 +163,7 @@ def prepared(folder: Path, **options: object) -> RunDirectory:
     """Return a run directory as it is before training: 23 rows, two epochs of six steps."""
     made = recipe("trl-sft-lora", max_steps=12, save_steps=4, **options)
     made["dataset"] = {**BASE["dataset"], "train_rows": 23}  # type: ignore[dict-item]
-    loaded = load_recipe(made)
-    run = RunDirectory.create(folder, "layout")
-    write_atomic(run.path("recipe.yaml"), loaded.to_yaml())
-    run.task = preflight(loaded).task
-    write_json(run.path("lock.json"), {})
+    (run,) = prepare([load_recipe(made)], folder, Console(silent=True))
     return run
 
 
@@ -196,7 +192,9 @@ def test_padding_and_layout_are_recorded(trained: dict[str, RunDirectory]) -> No
     assert ends["packed"]["pad_share"] == 0 < ends["grouped"]["pad_share"] < ends["padded"]["pad_share"] < 0.5
     assert ends["packed"]["tokens"] == ends["padded"]["tokens"] > 12 * 4 * 20
     for name, run in trained.items():
-        assert read_json(run.path("lock.json"))["training"]["name"] == name
+        assert [row["name"] for row in run.log_rows() if row["event"] == "lock"] == [
+            name
+        ]  # the core puts it in the lock
         assert any(row["event"] == "note" and name in row["message"] for row in run.log_rows())
 
 

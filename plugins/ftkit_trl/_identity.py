@@ -1,0 +1,130 @@
+"""What decides the predictions of a model: its weights, precision, template, device and library versions.
+
+`identity` is called for every measurement of a run. Files are hashed, and config and tokenizer are loaded, once in a
+process for as long as the files do not change: the weights of an 8B model are 16 GB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from ftkit.api import Run
+from ftkit.records import ModelRef
+
+from ._model import device, dtype, load_config, load_tokenizer, source
+from .options import TrainOptions
+
+if TYPE_CHECKING:
+    from . import TrlSftLora
+
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers")
+_MODEL_FILES = (".safetensors", ".json", ".model")  # weights, config, tokenizer
+_KEPT = 64  # templates that are kept in memory; a process serves few models
+
+
+class FileState(NamedTuple):
+    """What changes when a file is rewritten: the key under which its hash is kept."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def identity(backend: TrlSftLora, ref: ModelRef, run: Run) -> dict[str, Any]:
+    """Return what decides the predictions of `ref` (see `Backend.identity`). Raises InputError as `load_config` does."""
+    options = backend.options
+    where = device()
+    path = Path(source(options.base_model))
+    commit, template = _commit_and_template(options, path)
+    facts: dict[str, Any] = {
+        "model": options.base_model,
+        "commit": commit,
+        "quantisation": "nf4-double" if backend.quantised else None,
+        "dtype": str(dtype(options)).removeprefix("torch."),
+        "attention": options.attn_implementation,
+        "chat_template": template,
+        "template_date": options.template_date,
+        "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
+        "threads": torch.get_num_threads() if where.type == "cpu" else None,
+        "code": files_hash(Path(__file__).parent, ".py"),  # a fixed defect in this plugin makes a new baseline
+        "versions": {name: _version(name) for name in _LIBRARIES},
+    }
+    if path.is_dir():
+        facts["weights"] = files_hash(path)
+    if ref.kind == "adapter" or ref.meta.get("trained"):
+        facts["trained"] = files_hash(run.resolve_uri(ref.uri))
+    return facts
+
+
+def files_hash(folder: Path, *suffixes: str) -> str:
+    """Return one SHA-256 over files by name and content: by default a model's (weights, config, tokenizer).
+
+    A file is read again only where its size, modification time or inode changed.
+    """
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (suffixes or _MODEL_FILES):
+            total.update(f"{path.name} ".encode())
+            total.update(_file_digest(_state(path)))
+    return total.hexdigest()
+
+
+def _state(path: Path) -> FileState:
+    found = path.stat()
+    return FileState(str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(state: FileState) -> bytes:
+    with open(state.path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+_templates: dict[tuple[Any, ...], tuple[str | None, str]] = {}
+
+
+def _commit_and_template(options: TrainOptions, path: Path) -> tuple[str | None, str]:
+    """Return the hub commit of the model (None for a folder) and the SHA-256 of its chat template."""
+    key = (options.base_model, options.revision, options.trust_remote_code, options.chat_template)
+    states = _states(options, path)
+    if states is not None and (*key, states) in _templates:
+        return _templates[(*key, states)]
+    commit = getattr(load_config(options), "_commit_hash", None)
+    template = str(load_tokenizer(options).get_chat_template())
+    found = commit, hashlib.sha256(template.encode()).hexdigest()
+    states = _states(options, path)  # again: loading may have downloaded the files
+    if states is not None:
+        if len(_templates) >= _KEPT:
+            _templates.clear()
+        _templates[(*key, states)] = found
+    return found
+
+
+def _states(options: TrainOptions, path: Path) -> tuple[Any, ...] | None:
+    """Return the state of all files that decide commit and template, or None where it is not known.
+
+    A hub model's files lie in a folder per commit: the path of its config in the local cache says which was loaded.
+    """
+    named = Path(options.chat_template).expanduser()
+    template = _state(named) if named.is_file() else None
+    if path.is_dir():
+        files = [p for p in path.iterdir() if p.is_file() and p.suffix != ".safetensors"]
+        files += path.glob("*/*.jinja")  # templates may lie in a folder of their own
+        return (template, *map(_state, sorted(files)))
+    cached = try_to_load_from_cache(options.base_model, "config.json", revision=options.revision)
+    return (template, cached) if isinstance(cached, str) else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
