@@ -40,7 +40,7 @@ def make(out: Path, n: int) -> None:
     from ftkit.console import Console
     from ftkit.directory import RunDirectory
     from ftkit.hookspecs import hookimpl
-    from ftkit.plugins import Owner, installed_plugins
+    from ftkit.plugins import PluginSource, installed_plugins
     from ftkit.records import Example, GenerationConfig, ModelRef, Prediction, Task
 
     class WordsOptions(Options):
@@ -89,7 +89,7 @@ def make(out: Path, n: int) -> None:
         def ftkit_backends(self) -> list[type[Backend]]:
             return [Words]
 
-    installed_plugins().register(Plugin(), Owner("benchmark", "benchmark", "benchmark", "1"))
+    installed_plugins().register(Plugin(), PluginSource("benchmark", "benchmark", "benchmark", "1"))
     data = out / "data"
     data.mkdir(parents=True)
     for split, count in (("train", 10), ("validation", 10), ("test", n)):

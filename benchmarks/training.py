@@ -57,11 +57,11 @@ def peer(data: str, method: str) -> dict[str, Any]:
 def ours(directory: str) -> dict[str, Any]:
     """The train stage of a run: what `ftkit run` does between baseline and evaluation."""
     from ftkit.directory import RunDirectory
-    from ftkit.run.stages import _follow
+    from ftkit.run.observers import follow
 
     run, clock = RunDirectory.open(directory), Clock()
-    with _follow(run.path("train", "log.jsonl"), clock):
-        run.recipe.backend.make().train(run.task, run)
+    with follow(run.journal.path, clock, print):
+        run.recipe.backend.make().train(run.task.for_training(), run)
     end = run.log_rows()[-1]
     return {"train_cpu": clock.cpu, **{key: end[key] for key in ("tokens", "pad_share", "layout")}}
 

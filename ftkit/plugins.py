@@ -1,7 +1,7 @@
 """Find, register and resolve plugins; every message about a plugin is made here.
 
 In-repo plugins and third-party ones are loaded the same way: from the `ftkit` entry-point group, whose
-entries name modules that implement the hooks of `ftkit.hookspecs`. Commands come from the group `ftkit.commands`.
+entries name modules that implement the hooks of `ftkit.hookspecs`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from .text import nearest, one_line
 
 HOOKS = [name for name in dir(hookspecs) if name.startswith("ftkit_")]
 GROUP = "ftkit"
-COMMANDS = "ftkit.commands"
 
 # kind -> (hook that collects its classes, base class)
 KINDS: dict[str, tuple[str, type[Plugin]]] = {
@@ -215,43 +214,6 @@ def _check_tracker(cls: type[Tracker]) -> None:
                 near = nearest(name.removeprefix("ftkit_").removeprefix("on_").removeprefix("run_"), known)
                 meant = f"did you mean {near!r}?" if near else f"a tracker has: {', '.join(known)}"
                 raise TypeError(f"{cls.__name__}.{name} is no method that ftkit calls; {meant}; own ones begin with _")
-
-
-# ---------------------------------------------------------------- commands that plugins bring
-
-
-def plugin_commands() -> dict[str, list[importlib.metadata.EntryPoint]]:
-    """Return the commands that plugins bring, by name; nothing is imported. Two entries are a conflict."""
-    commands: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for entry in _entry_points(COMMANDS):
-        commands.setdefault(entry.name, []).append(entry)
-    return dict(sorted(commands.items()))
-
-
-def load_command(entries: list[importlib.metadata.EntryPoint]) -> Any:
-    """Return the click command of one name. Raises InputError where two plugins bring it, or it cannot be loaded."""
-    if len(entries) > 1:
-        both = _both(map(_source_of, entries))
-        raise InputError(f"command {entries[0].name!r} is offered by both {both}", "uninstall one of them")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return entries[0].load()
-    except Exception as error:
-        source = _source_of(entries[0])
-        raise InputError(f"command {entries[0].name!r} of {source} cannot be loaded: {one_line(error)}") from None
-
-
-def command_conflicts(own: Iterable[str]) -> list[str]:
-    """Return one message for each command that two plugins bring, or that has the name of one of ftkit's `own`."""
-    messages = []
-    for name, entries in plugin_commands().items():
-        sources = [str(_source_of(entry)) for entry in entries]
-        if name in own:
-            this = f"ftkit {importlib.metadata.version('ftkit')}"
-            messages.append(f"command {name!r} is offered by both {this} and {' and '.join(sources)}")
-        elif len(entries) > 1:
-            messages.append(f"command {name!r} is offered by both {' and '.join(sources)}")
-    return messages
 
 
 def _entry_points(group: str) -> list[importlib.metadata.EntryPoint]:

@@ -106,8 +106,8 @@ def _print_plugins(found: Plugins) -> None:
 
 def _conflicts(found: Plugins) -> list[str]:
     """Return one message for each name of a plugin or a command that is offered twice."""
-    from ..plugins import command_conflicts
+    from ..commands import conflicts
 
     parent = click.get_current_context().parent
     own = parent.command.commands if parent and isinstance(parent.command, click.Group) else {}
-    return [*found.duplicates(), *command_conflicts(own)]
+    return [*found.duplicates(), *conflicts(own)]

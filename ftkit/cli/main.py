@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..commands import conflict, conflicts, load_command, plugin_commands
 from ..errors import FtkitError, InputError, Problem
 from . import installed, results, run
 from .show import print_json, show_error
@@ -22,23 +23,19 @@ class _Commands(click.Group):
     """ftkit's own commands, and those of plugins: listed from metadata, imported when they are called or described."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return [*super().list_commands(context), *(name for name in _plugin_commands() if name not in self.commands)]
+        return [*super().list_commands(context), *(name for name in plugin_commands() if name not in self.commands)]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         own = super().get_command(context, name)
         if own is not None:
             return own
-        entries = _plugin_commands().get(name)
-        if not entries:
-            return None
-        from ..plugins import load_command
-
-        command: click.Command = load_command(entries)
+        entries = plugin_commands().get(name)
+        command: click.Command | None = load_command(entries) if entries else None
         return command
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
-        if args[0] in self.commands and args[0] in _plugin_commands():
-            (text,) = (text for text in _conflicts([args[0]]) if f"{args[0]!r}" in text)
+        if args[0] in self.commands and args[0] in plugin_commands():
+            text = conflict(args[0], plugin_commands()[args[0]], own=True)
             click.echo(f"warning: {text}; ftkit's own is used", err=True)
         try:
             return super().resolve_command(context, args)
@@ -51,12 +48,12 @@ class _Commands(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         own = [(name, command.get_short_help_str(90)) for name, command in self.commands.items()]
-        brought = [(name, self._described(context, name)) for name in _plugin_commands() if name not in self.commands]
+        brought = [(name, self._described(context, name)) for name in plugin_commands() if name not in self.commands]
         for title, rows in (("Commands", own), ("Commands of plugins", brought)):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
-        for text in _conflicts(self.commands):
+        for text in conflicts(self.commands):
             formatter.write_paragraph()
             formatter.write_text(f"Refused: {text}; uninstall one of them.")
 
@@ -67,23 +64,6 @@ class _Commands(click.Group):
         except InputError as error:
             return error.message
         return command.get_short_help_str(90) if command is not None else ""
-
-
-def _plugin_commands() -> dict[str, list[Any]]:
-    """Return the commands of plugins by name, as `plugins.plugin_commands`, without importing what it imports."""
-    import importlib.metadata
-
-    if not importlib.metadata.entry_points(group="ftkit.commands"):
-        return {}
-    from ..plugins import plugin_commands
-
-    return plugin_commands()
-
-
-def _conflicts(own: Any) -> list[str]:
-    from ..plugins import command_conflicts
-
-    return command_conflicts(own)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -35,6 +35,7 @@ ALSO_ALLOWED = {"ftkit_serve": {"ftkit.directory", "ftkit.plugins", "ftkit.recip
 # The arrows go down only: what stands later here may import what stands earlier, and nothing after itself.
 LEVELS = (
     {"errors", "text"},
+    {"commands"},
     {"files", "hub"},
     {"records"},
     {"batches", "stats"},
