@@ -58,7 +58,7 @@ class FakeOptions(Options):
     usd: float | None = 0.0  # what the run is estimated to cost; None: it is paid for, and nobody knows how much
     usd_per_answer: float | None = None
     usd_per_hour: float | None = None  # of the machine that answers
-    until: str | None = None  # the model's last day
+    shutdown_date: str | None = None  # of the model
 
 
 class FakeBackend(Backend):
@@ -82,9 +82,8 @@ class FakeBackend(Backend):
             yield Rendered(e.id, " ".join(tokens), tuple(range(len(tokens))), tokens, learned, len(prompt))
 
     def base_model(self) -> ModelRef:
-        return ModelRef(
-            "hub", self.options.base_model, meta={"until": self.options.until} if self.options.until else {}
-        )
+        date = self.options.shutdown_date
+        return ModelRef("hub", self.options.base_model, meta={"shutdown_date": date} if date else {})
 
     def identity(self, model: ModelRef, run: RunContext) -> dict[str, Any]:
         return {"plugin": self.name, "model": model.to_dict(), "fail": self.options.fail}

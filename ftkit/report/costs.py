@@ -40,8 +40,8 @@ class SystemCost(Record):
     usd_per_hour: float | None  # None where it is not paid by the hour
     n_failed: int
     n_predictions: int
-    lives: str | None = None
-    until: str | None = None
+    hosted_by: str | None = None
+    shutdown_date: str | None = None
     sources: dict[str, str] = field(default_factory=dict)
     explicit: tuple[str, ...] = ()  # the prices that the user set for this system
 
@@ -145,8 +145,8 @@ def system_cost(system: System, prices: Mapping[str, float]) -> SystemCost:
         usd_per_hour=known["usd_per_hour"],
         n_failed=system.n_failed,
         n_predictions=n,
-        lives=_text(system.info.get("lives")),
-        until=_text(system.info.get("until")),
+        hosted_by=_text(system.info.get("hosted_by")),
+        shutdown_date=_text(system.info.get("shutdown_date")),
         explicit=tuple(prices),
         sources={key: source for key, (value, source) in figures.items() if value is not None},
     )

@@ -106,13 +106,13 @@ _PLACES = {"adapter": "the run directory", "path": "the run directory", "hub": "
 
 
 def _info(model: ModelRef | None, cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of a model beside its name: where it lives, until when, its machine's price per hour."""
+    """Return what is known of a model beside its name: who hosts it, its shutdown date, its machine's price per hour."""
     if model is None:
         return {}
     own_folder = (model.kind == "path" and model.base is None) or Path(model.uri).is_absolute()
-    lives = "a local folder" if own_folder else _PLACES.get(model.kind)
+    hosted_by = "a local folder" if own_folder else _PLACES.get(model.kind)
     hourly = cost.get("usd_per_hour")
-    found = {"lives": lives, **model.meta, **({} if hourly is None else {"usd_per_hour": hourly})}
+    found = {"hosted_by": hosted_by, **model.meta, **({} if hourly is None else {"usd_per_hour": hourly})}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -171,8 +171,8 @@ def _costs(report: Report, scales: dict[str, Scale]) -> View | None:
                 "usd_per_hour": price(c.usd_per_hour) if c.usd_per_hour is not None else None,
                 "hour_source": c.sources.get("usd_per_hour"),
                 "failed": f"{c.n_failed:,} of {c.n_predictions:,}",
-                "lives": c.lives,
-                "until": c.until,
+                "hosted_by": c.hosted_by,
+                "shutdown_date": c.shutdown_date,
             }
             for c in costs.systems
         ],

@@ -1,4 +1,4 @@
-"""What the report says of managed runs beside the numbers: estimated and actual price, the job, where the model lives."""
+"""What the report says of managed runs beside the numbers: the job, its tokens, the estimated and the actual price."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ftkit.store import RunContext, read_json
 
 
 def sections(runs: Sequence[RunContext]) -> list[Section]:
-    """Return one table over the managed runs; nothing where there is none."""
+    """Return one table of the managed runs; no section where there is none."""
     managed = [run for run in runs if _is_managed(run)]
     if not managed:
         return []

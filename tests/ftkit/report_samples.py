@@ -39,7 +39,7 @@ def system(name: str, role: str, value: float, run: str = "run-a", **more: objec
             "usd": None if role == "baseline" else 0.42,
             "train_usd": None if role == "baseline" else 0.42,
             "n_predictions": 200,
-            "info": {"lives": "the run directory"} if role == "tuned" else {},
+            "info": {"hosted_by": "the run directory"} if role == "tuned" else {},
             "tokens_in": 41_230,
             "tokens_out": 9_120,
             "peak_memory": 2_340_000_000,
@@ -125,8 +125,8 @@ def sample_report(**more: object) -> Report:
 
 def priced_report() -> Report:
     """An open-weight model on a rented GPU beside a model behind an API: four systems with their prices."""
-    here = {"run": "run-a", "info": {"lives": "the run directory", "usd_per_hour": 0.8}, "n_predictions": 200}
-    there = {"run": "run-b", "info": {"lives": "the provider", "until": "2027-01-14"}, "n_predictions": 200}
+    here = {"run": "run-a", "info": {"hosted_by": "the run directory", "usd_per_hour": 0.8}, "n_predictions": 200}
+    there = {"run": "run-b", "info": {"hosted_by": "the provider", "shutdown_date": "2027-01-14"}, "n_predictions": 200}
     systems = (
         system("chats-1b baseline", "baseline", 0.1523, **here | {"usd": 0.0185, "measure_usd": 0.0185}),
         system("chats-1b tuned", "tuned", 0.4719, **here | {"usd": 0.954, "measure_usd": 0.0185, "train_usd": 0.9356}),
@@ -150,7 +150,12 @@ def priced_report() -> Report:
 
 def hostile_report() -> Report:
     pair = Pair(HOSTILE, HOSTILE, (HOSTILE,), {HOSTILE: {"text": HOSTILE, "score": 0.5, "error": None}}, delta=0.1)
-    hostile = {"run": HOSTILE, "model": HOSTILE, "method": HOSTILE, "info": {"lives": HOSTILE, "until": HOSTILE}}
+    hostile = {
+        "run": HOSTILE,
+        "model": HOSTILE,
+        "method": HOSTILE,
+        "info": {"hosted_by": HOSTILE, "shutdown_date": HOSTILE},
+    }
     systems = (system(HOSTILE, HOSTILE, 0.4, **hostile), system(f"{HOSTILE} 2", "tuned", 0.4, **hostile))
     prices = {HOSTILE: {"usd_per_1k": 1.0}, f"{HOSTILE} 2": {"usd_per_hour": 1.0, "usd_per_1k": 2.0}}
     spent = [{"run": HOSTILE, "estimated": 1, "actual": None, "prices_as_of": HOSTILE}]

@@ -29,12 +29,12 @@ from ftkit.report.costs import (
 # 200 predictions in 90 s (0.45 s each) on a machine of 0.80 $ an hour: 90 * 0.8 / 3600 = 0.02 $.
 MACHINE = System(
     name="local tuned", run="run-l", stage="tuned", role="tuned", metrics={}, seconds=90.0, train_seconds=1800.0,
-    measure_usd=0.02, train_usd=0.4, usd=0.42, n_predictions=200, info={"lives": "here", "usd_per_hour": 0.8},
+    measure_usd=0.02, train_usd=0.4, usd=0.42, n_predictions=200, info={"hosted_by": "here", "usd_per_hour": 0.8},
 )  # fmt: skip
 # 200 predictions for 0.06 $: 0.30 $ per 1,000.
 API = System(
     name="api tuned", run="run-a", stage="tuned", role="tuned", metrics={}, seconds=20.0, train_seconds=3000.0,
-    measure_usd=0.06, train_usd=6.0, usd=6.06, n_predictions=200, n_failed=3, info={"until": "2027-01-14"},
+    measure_usd=0.06, train_usd=6.0, usd=6.06, n_predictions=200, n_failed=3, info={"shutdown_date": "2027-01-14"},
 )  # fmt: skip
 
 

@@ -133,16 +133,18 @@ def test_two_runs_of_one_name(go: Callable[..., Run]) -> None:
 
 def test_prices_of_a_machine_and_of_an_api_stand_beside_quality(go: Callable[..., Run], tmp_path: Path) -> None:
     local = go({"usd_per_hour": 0.8, "usd_per_answer": 1e-6}, name="local")
-    api = go({"base_model": "b", "usd_per_answer": 0.0003, "until": "2027-01-14", "fail": ["test-1"]}, name="api")
+    api = go(
+        {"base_model": "b", "usd_per_answer": 0.0003, "shutdown_date": "2027-01-14", "fail": ["test-1"]}, name="api"
+    )
     found = report(local, api)
     costs = {c.system: c for c in Costs.from_dict(found.costs).systems}
     assert list(costs) == [s.name for s in found.systems]
     tuned = costs["api tuned"]
     assert tuned.usd_per_1k == pytest.approx(0.0003 * 23 / 24 * 1000) and tuned.train_usd == 0.25
     assert (tuned.n_failed, tuned.n_predictions, tuned.usd_per_hour) == (1, 24, None)
-    assert costs["api baseline"].until == "2027-01-14" and costs["api baseline"].train_usd is None
+    assert costs["api baseline"].shutdown_date == "2027-01-14" and costs["api baseline"].train_usd is None
     machine = costs["local tuned"]
-    assert (machine.lives, machine.until, machine.usd_per_hour) == ("the run directory", None, 0.8)
+    assert (machine.hosted_by, machine.shutdown_date, machine.usd_per_hour) == ("the run directory", None, 0.8)
     seconds = read_json(local.dir / "tuned" / "cost.json")["seconds"]
     assert machine.seconds_per_1k == pytest.approx(1000 * seconds / 24)
     meets = [(m["machine"], m["api"], m["way"]) for m in found.costs["break_evens"]]

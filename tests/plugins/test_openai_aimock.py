@@ -1,4 +1,4 @@
-"""The managed backend against a server that others wrote: @copilotkit/aimock, well and with injected faults.
+"""The managed backend against an independent server, @copilotkit/aimock, without and with injected faults.
 
 Opt-in, by `make test-aimock`: it needs node.
 """
@@ -106,8 +106,8 @@ def test_a_run_with_injected_faults(aimock: Callable[..., str], tmp_path: Path) 
             else:
                 done = resume(directory, create_again=True)
             break
-        except RunFailed as error:  # a create whose fate is unknown is left to the user: this one says go on
-            if "unknown whether a job exists" not in str(error):
+        except RunFailed as error:  # where the outcome is unknown the user decides: this one confirms another job
+            if "outcome unknown: a job may exist" not in str(error):
                 raise
             directory = newest(tmp_path)
     assert done.record().status == "done" and jobs_of(url, done) == 1

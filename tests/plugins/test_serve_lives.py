@@ -252,7 +252,7 @@ def test_the_models_file_of_the_docs_is_read(tmp_path: Path) -> None:
 
 
 def test_a_server_of_ones_own_ends_with_its_owner(fake_site: Path, tmp_path: Path) -> None:
-    from ftkit_openai.server.local import local_server
+    from ftkit_openai._local import local_server
 
     with local_server(tmp_path / "data") as url:
         names = [m.id for m in openai.OpenAI(base_url=url, api_key="x").models.list()]
@@ -269,7 +269,7 @@ def test_a_server_of_ones_own_ends_when_its_owner_is_killed(tmp_path: Path) -> N
     import sys
 
     code = (
-        "import sys, time; from pathlib import Path; from ftkit_openai.server.local import local_server\n"
+        "import sys, time; from pathlib import Path; from ftkit_openai._local import local_server\n"
         "with local_server(Path(sys.argv[1])) as url: print(url, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "data"], stdout=subprocess.PIPE, text=True) as owner:
