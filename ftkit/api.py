@@ -288,7 +288,7 @@ class Backend(Plugin, ABC):
         """
         return ()
 
-    def cancel(self, run: Run, running: bool) -> Cancelled:
+    def cancel(self, run: MeasuredRun, running: bool) -> Cancelled:
         """End what the run has started elsewhere, and keep it from starting more (`ftkit cancel RUN`).
 
         `running` says whether a process is executing the run. Raises NotImplementedError where the backend starts

@@ -296,7 +296,10 @@ class Finding(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Cancelled(Record):
-    """What `Backend.cancel` did: `ended` are {"what", "id", "status"}; `unknown` sentences on what may still exist."""
+    """What `Backend.cancel` did: `ended` are {"what", "id", "status"}; `unknown` names what may still exist (a job).
+
+    `notes` are sentences for the user.
+    """
 
     ended: tuple[dict[str, str], ...] = ()
     unknown: tuple[str, ...] = ()

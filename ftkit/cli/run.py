@@ -246,11 +246,11 @@ def cancel(run: Path, as_json: bool) -> None:
 
     done = interface.cancel(run)
     if as_json:
-        print_json({"run": str(run), "cancelled": list(done.ended), "unknown": list(done.unknown)})
+        print_json({"run": str(run), "cancelled": list(done.ended), "outcome_unknown": list(done.unknown)})
         return
     for entry in done.ended:
         click.echo(visible(f"{entry['what']} {entry['id']}: {entry['status']}"))
-    for text in (*done.unknown, *done.notes):
-        click.echo(visible(text))
     if not done.ended and not done.unknown:
         click.echo("nothing to cancel: this run has nothing in progress elsewhere")
+    for text in done.notes:
+        click.echo(visible(text))

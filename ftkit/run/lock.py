@@ -142,7 +142,7 @@ def what_changed(run: RunDirectory, backend: Backend) -> str | None:
     before, now = _facts(lock), _facts({"packages": packages(), "python": sys.version.split()[0]})
     recipe = run.path("recipe.yaml").read_bytes()
     with contextlib.suppress(FtkitError):  # what it does not know is reported when the model is loaded
-        now |= _flat(backend.identity(backend.base_model(), run))
+        now |= _flat({"plugin": backend.name, **backend.identity(backend.base_model(), run)})
         before |= _flat(lock.get("model", {}))
     changes = [
         f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}"

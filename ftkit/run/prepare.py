@@ -327,7 +327,7 @@ def _write(run: RunDirectory, recipe: Recipe, found: Preflight) -> None:
         {
             **lock(recipe.source),
             "data": {**found.task.source, "fingerprints": found.task.fingerprints, "prompt": found.task.prompt_hash},
-            "model": backend.identity(backend.base_model(), run),
+            "model": {"plugin": backend.name, **backend.identity(backend.base_model(), run)},
             "seed": recipe.seed,
             "recipe": hashlib.sha256(run.path("recipe.yaml").read_bytes()).hexdigest(),
         },

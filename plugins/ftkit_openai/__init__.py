@@ -1,151 +1,41 @@
 """Managed fine-tuning at a provider that speaks OpenAI's wire format, and `ftkit serve`, which speaks it on this machine.
 
-Light: what imports openai lives in the `_*.py` files, what imports FastAPI in `server/`; both when used.
+This file and `options.py` are light. openai is imported in the `_*.py` files only, when they are used. The server is another
+plugin, which runs in a process of its own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field, field_validator
-
-from ftkit.api import Backend, Options, Requires, Run, Session
+from ftkit.api import Backend, MeasuredRun, Requires, Run, Session
 from ftkit.hookspecs import hookimpl
-from ftkit.records import Example, Finding, ModelRef, Rendered, Section, Task
+from ftkit.records import Cancelled, Example, Finding, LengthLimit, ModelRef, Rendered, Section, Task
 
-Auto = Literal["auto"]
-
-
-class WandbOptions(Options):
-    """The provider's own Weights & Biases integration: the provider sends the metrics."""
-
-    project: str = Field(min_length=1, description="project that the provider sends the job's metrics to")
-    name: str | None = Field(None, description="name of the run there; the job's id by default")
-    entity: str | None = Field(None, description="team or user")
-    tags: list[str] = Field([], max_length=50, description="tags of the run")
-
-
-class AzureOptions(Options):
-    """Where a tuned model is deployed in Azure, which bills a deployment by the hour until it is deleted."""
-
-    subscription: str = Field(min_length=1, description="subscription id")
-    resource_group: str = Field(min_length=1, description="resource group")
-    resource: str = Field(min_length=1, description="name of the Azure OpenAI resource")
-    sku: str = Field("standard", description="standard, globalstandard, developertier, ...")
-    capacity: int = Field(50, gt=0, description="capacity in thousands of tokens a minute")
-    token_env: str = Field("AZURE_TOKEN", description="variable with a token of `az account get-access-token`")
-    management_url: str = Field("https://management.azure.com", description="address of Azure's control plane")
-
-
-class ManagedOptions(Options):
-    """Options of `openai-managed`."""
-
-    base_model: str = Field(
-        min_length=1, description="the provider's model id, best with its date: gpt-4o-mini-2024-07-18"
-    )
-    dialect: Literal["openai", "azure", "nebius", "local"] = Field(
-        "openai", description="which provider's ways; local: `ftkit serve` on this machine, started for the run"
-    )
-    base_deployment: str | None = Field(
-        None,
-        min_length=1,
-        description="name by which the base model is asked, where it is not base_model (dialect azure)",
-    )
-    base_url: str | None = Field(None, description="address of the API up to /v1; the dialect's by default")
-    api_key_env: str | None = Field(
-        None,
-        description="variable with the key, from the environment or .env; OPENAI_API_KEY by default",
-    )
-
-    n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = Field("auto", description="passes over the training rows")
-    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = Field("auto", description="examples per step")
-    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Auto = Field(
-        "auto", description="factor on the provider's learning rate"
-    )
-    learning_rate: float | None = Field(None, gt=0, le=1, description="absolute learning rate (dialect nebius)")
-    lora_r: int | None = Field(None, gt=0, description="rank of the adapter (dialect nebius)")
-    suffix: str | None = Field(None, min_length=1, max_length=64, description="part of the tuned model's name")
-    seed: int | None = Field(None, ge=0, description="seed of the training; the recipe's by default")
-    validation_file: bool = Field(
-        True, description="send the validation rows along, for the provider's validation loss"
-    )
-    wandb: WandbOptions | None = Field(None, description="the provider's Weights & Biases integration: {project: NAME}")
-    azure: AzureOptions | None = Field(None, description="where the tuned model is deployed (dialect azure)")
-
-    max_usd: float | None = Field(None, ge=0, description="refuse to start where the estimate is above this")
-    prices: dict[str, Any] | str | None = Field(
-        None,
-        description="own prices in USD per million tokens, {MODEL: {training, input, output}}, or a YAML file of that",
-    )
-    use_batch_api: bool = Field(False, description="answer through the Batch API: half the price, up to 24 hours")
-    concurrency: int = Field(
-        16, ge=1, le=512, description="requests under way at once; fewer while the provider refuses"
-    )
-    max_example_tokens: int = Field(65536, gt=0, description="longest training example that is not cut")
-
-    timeout: float = Field(120.0, gt=0, description="seconds that one request may take")
-    patience: float = Field(300.0, ge=0, description="seconds of outage or rate limit before the run stops, resumable")
-    find_window: float = Field(60.0, ge=0, description="seconds that a job is looked for when it is not known to exist")
-    model_wait: float = Field(600.0, ge=0, description="seconds that a freshly tuned model may be unknown (404)")
-    poll_seconds: float = Field(20.0, gt=0, le=60, description="longest wait between two looks at a job")
-    shutdown_days: int = Field(30, ge=0, description="warn where the model shuts down within so many days")
-    multipart_mb: int = Field(512, gt=0, description="files above so many MB go up in parts")
-    probe_training: bool | None = Field(
-        None,
-        description="preflight asks for a job on a file that does not exist, to learn free of charge whether training "
-        "is allowed; by default at api.openai.com alone",
-    )
-
-    @field_validator("api_key_env", mode="before")
-    @classmethod
-    def _names_a_variable(cls, value: Any) -> Any:
-        """Refuse a key, and do not repeat it: it would stand in every error, and in every recipe.yaml."""
-        named = isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]{0,63}", value)
-        if value is not None and (not named or re.fullmatch("[0-9A-F]{16,}|[A-Z0-9]{20,}", value)):
-            raise ValueError(
-                "must be the name of an environment variable in capital letters, such as MY_KEY, and never the key itself"
-            )
-        return value
-
-    @field_validator("base_url", mode="before")
-    @classmethod
-    def _holds_no_password(cls, value: Any) -> Any:
-        if isinstance(value, str) and "@" in value.split("//")[-1].split("/")[0]:
-            raise ValueError(
-                "must hold no user and password: put the key into the environment, and name it in api_key_env"
-            )
-        return value
-
-    model_config = ConfigDict(hide_input_in_errors=True)
-    paths: ClassVar[tuple[str, ...]] = ("prices",)
-    renamed: ClassVar[Mapping[str, str]] = {
-        "model": "base_model", "model_name": "base_model", "api_base": "base_url", "endpoint": "base_url",
-        "api_key": "api_key_env", "num_epochs": "n_epochs", "epochs": "n_epochs", "num_train_epochs": "n_epochs",
-        "micro_batch_size": "batch_size", "lr_multiplier": "learning_rate_multiplier", "lr": "learning_rate",
-        "provider": "dialect", "budget": "max_usd", "parallel": "concurrency", "max_concurrency": "concurrency",
-    }  # fmt: skip
+from ._state import CREATE_AGAIN
+from .options import ManagedOptions
 
 
 class OpenAIManaged(Backend):
-    """A model at a provider: fine-tuned there by a job, asked there over HTTP."""
+    """A model at a provider: a job fine-tunes it there, and requests over HTTP ask it."""
 
     name = "openai-managed"
     summary = "managed fine-tuning behind OpenAI's wire format: OpenAI, Azure, Nebius, or `ftkit serve` here"
     Options = ManagedOptions
     requires = Requires(("openai", "tiktoken", "dotenv"), "ftkit[openai]")
+    questions: ClassVar[Mapping[str, str]] = {CREATE_AGAIN: "yes: create and pay for another job or batch"}
 
     def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
-        from ._preflight import findings
+        from ._check import findings
 
-        return findings(self.options, task, self.control)
+        return findings(self.options, task, trains)
 
     def estimate(self, task: Task | None, trains: bool = True) -> dict[str, Any]:
-        from ._preflight import estimate
+        from ._estimate import estimate
 
-        return estimate(self.options, task, self.control)
+        return estimate(self.options, task, trains)
 
     def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
         from ._render import render
@@ -153,19 +43,18 @@ class OpenAIManaged(Backend):
         return render(self.options, examples)
 
     def base_model(self) -> ModelRef:
-        from ._preflight import model_facts
+        from ._models import model_facts
 
         name = self.options.base_deployment or self.options.base_model
         return ModelRef("remote", name, meta=model_facts(self.options))
 
     def identity(self, model: ModelRef, run: Run) -> dict[str, Any]:
-        """What decides an answer: the model and where it is; not when it ends, nor how fast one asks."""
+        """Return what decides an answer: the model and its provider; not its shutdown date, nor the request rate."""
         from ._client import base_url
 
         o = self.options
         return {
-            "plugin": self.name,
-            "version": 1,
+            "version": 1,  # of what the requests contain
             "model": model.uri,
             "job": model.meta.get("job"),
             "dialect": o.dialect,
@@ -178,13 +67,22 @@ class OpenAIManaged(Backend):
         return train(self.options, task, run)
 
     def load(self, model: ModelRef, run: Run) -> AbstractContextManager[Session]:
-        from ._infer import open_session
+        from ._session import open_session
 
         return open_session(self.options, model, run)
 
+    def cancel(self, run: MeasuredRun, running: bool) -> Cancelled:
+        from ._cancel import cancel
+
+        return cancel(self.options, run, running)
+
+    @property
+    def length_limit(self) -> LengthLimit:
+        return LengthLimit(self.options.max_example_tokens, hint="name a model with a longer limit")
+
     @property
     def eval_batch_size(self) -> int:
-        return 1  # each answer is kept as it comes
+        return 1  # each answer is saved as it arrives
 
 
 @hookimpl
@@ -193,7 +91,7 @@ def ftkit_backends() -> list[type[Backend]]:
 
 
 @hookimpl
-def ftkit_report_sections(runs: list[Run]) -> list[Section]:
+def ftkit_report_sections(runs: list[MeasuredRun]) -> list[Section]:
     from ._report import sections
 
     return sections(runs)

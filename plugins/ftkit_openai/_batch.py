@@ -1,39 +1,36 @@
-"""Answers through the Batch API: half the price, up to 24 hours. Each batch is made once, like a job."""
+"""Answers through the Batch API: half the price, up to 24 hours. Each batch is created once, like a job."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import openai
-
 from ftkit.api import Run, Session
-from ftkit.errors import Interrupted, RunFailed
+from ftkit.errors import RunFailed
 from ftkit.files import digest
 from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
-from ._client import Malformed, Provider, jittered
-from ._create import create_again, create_once, in_doubt, taken_again
-from ._dialects import is_own_server
-from ._infer import Spill, chat_body, predictions_of
-from ._preflight import price_of
+from ._client import Provider
+from ._errors import Malformed
+from ._estimate import price_of
+from ._once import Once, detached
+from ._requests import LateAnswers, chat_body, failed_predictions, predictions_of
 from ._rows import write_file
-from ._upload import uploaded
+from ._state import AGAIN, state_of
+from ._tags import BATCH_FINAL, BATCH_PREFIX, batch_tag, batch_to_adopt
+from ._throttle import jittered
+from ._upload import upload_file
 
-_MOST = 50_000  # requests in one batch
-_BYTES = 190 << 20  # of one batch's file; the API takes 200 MB
-_Asked = tuple[Sequence[Example], list[str]]  # a planned batch, and its request lines
-_LISTED = 1000  # batches that are looked through for the run's own
-_WHAT = "a batch of requests"
-BATCH_ENDS = ("completed", "failed", "expired", "cancelled")
+_MOST_REQUESTS = 50_000  # in one batch
+_MOST_BYTES = 190 << 20  # of one batch's file; the API takes 200 MB
+_Planned = tuple[Sequence[Example], list[str]]  # a planned batch of examples, and its request lines
 
 
 class BatchSession(Session):
-    """Asks everything in few large batches; an answer comes when its batch is done."""
+    """Sends all requests in few large batches. The answers come when their batch has ended."""
 
     def __init__(self, provider: Provider, model: ModelRef, run: Run) -> None:
         self.provider, self.model, self.run = provider, model, run
@@ -42,37 +39,24 @@ class BatchSession(Session):
     def generate(
         self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
     ) -> Iterator[list[Prediction]]:
+        """Yield each batch's answers. Raises Interrupted where the user detaches: the batch keeps running."""
         for portion in self.portions(batches, generation):
             try:
-                yield from self.answered(portion, generation)
+                yield from self.answer_portion(portion, generation)
             except (KeyboardInterrupt, Exception) as error:
                 if isinstance(error, KeyboardInterrupt) or self.run.interrupted:
-                    raise self.detached() from None
+                    keys = [key for key in state_of(self.run) if key.startswith(BATCH_PREFIX)]
+                    raise detached(self.provider.options, self.run, Batch.noun, keys) from None
                 raise
 
-    def detached(self) -> Interrupted:
-        """Return what to say of Ctrl-C: what goes on and is paid for is told apart from what does not exist."""
-        run = self.run
-        back, end = f"come back with: ftkit run --resume {run.dir}", f"\n  end it with: ftkit cancel {run.dir}"
-        open_ = [name for name, entry in run.state.items() if name.startswith("batch-") and entry]
-        if any(in_doubt(run, name) for name in open_):
-            return Interrupted(
-                "interrupted while it is unknown whether a batch exists", f"{back} (it looks for the batch first){end}"
-            )
-        if not any((run.state[name] or {}).get("id") for name in open_):
-            return Interrupted("interrupted before a batch was created", back)
-        if is_own_server(self.provider.options):
-            return Interrupted("detached: the batch waits with its server", back)
-        return Interrupted("detached: the batch goes on at the provider, and is paid for", back + end)
-
-    def portions(self, batches: Iterable[Sequence[Example]], generation: GenerationConfig) -> Iterator[list[_Asked]]:
-        """Yield as many planned batches, with their request lines, as one batch of the API takes."""
-        portion: list[_Asked] = []
+    def portions(self, batches: Iterable[Sequence[Example]], generation: GenerationConfig) -> Iterator[list[_Planned]]:
+        """Yield as many planned batches, with their request lines, as one batch of the API can hold."""
+        portion: list[_Planned] = []
         count = size = 0
         for batch in batches:
-            lines = [self.line(e, generation) for e in batch]
+            lines = [self.request_line(e, generation) for e in batch]
             bytes_ = sum(len(line.encode()) + 1 for line in lines)
-            if portion and (count + len(lines) > _MOST or size + bytes_ > _BYTES):
+            if portion and (count + len(lines) > _MOST_REQUESTS or size + bytes_ > _MOST_BYTES):
                 yield portion
                 portion, count, size = [], 0, 0
             portion.append((batch, lines))
@@ -80,154 +64,88 @@ class BatchSession(Session):
         if portion:
             yield portion
 
-    def line(self, example: Example, generation: GenerationConfig) -> str:
+    def request_line(self, example: Example, generation: GenerationConfig) -> str:
         body = chat_body(self.provider, self.model, example, generation)
         request = {"custom_id": custom_id(example), "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(request)
 
-    def answered(self, portion: list[_Asked], generation: GenerationConfig) -> Iterator[list[Prediction]]:
-        """Yield the answers of one portion: those that an earlier attempt left, and those of one batch.
+    def answer_portion(self, portion: list[_Planned], generation: GenerationConfig) -> Iterator[list[Prediction]]:
+        """Yield the answers of one portion: those that an earlier attempt saved, and those of one batch.
 
-        A batch is known again by the requests that are open. While it is under way, they are the same after
-        a kill; once it is done, its answers are kept before the first is given on.
+        The requests that have no answer identify a batch. While it runs they are the same after a kill: the portion stays
+        as it is. When it has ended, its answers are saved before the first is yielded.
         """
-        if not self.known(portion) or self.given_up(portion, generation):
-            spill = Spill(self.run, self.model, generation)
-            kept = [(asked, spill.take(asked[0])) for asked in portion]
-            yield from (answers for _, answers in kept if answers is not None)
-            portion = [asked for asked, answers in kept if answers is None]
+        while portion:
+            batch = Batch(self, portion, generation)
+            found = batch.known()
+            if batch.entry:
+                break
+            late = LateAnswers(self.run, self.model, generation)
+            saved = [(planned, late.take(planned[0])) for planned in portion]
+            yield from (answers for _, answers in saved if answers is not None)
+            rest = [planned for planned, answers in saved if answers is None]
+            if len(rest) == len(portion):
+                break
+            portion = rest
         if not portion:
             return
-        made = self.followed(self.batch(portion))
-        if made.status == "cancelled":
-            self.keep(made, portion, generation)
+        ended = self.follow(found if found is not None else batch.adopt_or_create())
+        if ended.status == "cancelled":
+            self.save_answers(ended, portion, generation)
             raise RunFailed(
-                f"the batch {made.id} was cancelled; what it answered is kept",
-                f"another for the rest, paid anew: ftkit run --resume {self.run.dir} --create-again",
+                f"the batch {ended.id} was cancelled; what it answered is kept",
+                f"another for the rest, paid again: ftkit run --resume {self.run.dir} {AGAIN}",
             )
-        if made.status == "failed":
-            self.forget(portion)
-            said = (made.errors.data if made.errors else None) or []
-            why = "; ".join(self.provider.clean(e.message) for e in said[:3]) or "no reason is given"
+        if ended.status == "failed":
+            batch.forget()
+            errors = (ended.errors.data if ended.errors else None) or []
+            why = "; ".join(self.provider.clean(e.message) for e in errors[:3]) or "no reason is given"
             raise RunFailed(
-                f"the batch {made.id} was refused: {why}", f"mend it, and go on with: ftkit run --resume {self.run.dir}"
+                f"the batch {ended.id} was refused: {why}",
+                f"fix it, and resume with: ftkit run --resume {self.run.dir}",
             )
-        yield from self.keep(made, portion, generation)
-        self.forget(portion)
+        yield from self.save_answers(ended, portion, generation)
+        batch.forget()  # what failed of it and is sent again is another batch, even with the same requests
 
-    def keep(self, made: Any, portion: list[_Asked], generation: GenerationConfig) -> list[list[Prediction]]:
-        """Return a batch's answers, after writing them down; of a cancelled one, those that are whole."""
-        rows = self.rows(made)
-        spill = Spill(self.run, self.model, generation)
+    def follow(self, batch: Any) -> Any:
+        """Return the batch when it has ended. Log each change of its status and progress."""
+        delay, reported = 0.5, None
+        while batch.status not in BATCH_FINAL:
+            counts = batch.request_counts
+            progress = (batch.status, counts.completed if counts else 0)
+            if progress != reported:
+                reported, delay = progress, 0.5
+                total = f", {counts.completed} of {counts.total} done" if counts and counts.total else ""
+                self.run.log("note", message=f"batch {batch.id}: {batch.status}{total}")
+            time.sleep(jittered(delay))
+            delay = min(delay * 1.5, self.provider.options.poll_seconds)
+            batch = self.provider.read(
+                f"looking at batch {batch.id} (it keeps running at the provider)",
+                partial(self.provider.client.batches.retrieve, batch.id),
+            )
+        return batch
+
+    def save_answers(self, batch: Any, portion: list[_Planned], generation: GenerationConfig) -> list[list[Prediction]]:
+        """Return an ended batch's answers, after saving them; of a cancelled one, only complete planned batches are saved."""
+        rows = self.read_rows(batch)
+        late = LateAnswers(self.run, self.model, generation)
         answers = []
-        for batch, _ in portion:
-            found = [p for e in batch for p in self.prediction(e, rows.get(custom_id(e)), generation, made.status)]
-            whole = made.status != "cancelled" or not any(p.error for p in found)
-            if whole and spill.take(batch) is None:
-                spill.keep(batch, found)
+        for planned, _ in portion:
+            found = [p for e in planned for p in self.predictions(e, rows.get(custom_id(e)), generation, batch.status)]
+            complete = batch.status != "cancelled" or not any(p.error for p in found)
+            if complete and late.take(planned) is None:
+                late.keep(planned, found)
             answers.append(found)
         return answers
 
-    def known(self, portion: list[_Asked]) -> bool:
-        return bool(self.run.state.get(_name(portion)))
-
-    def given_up(self, portion: list[_Asked], generation: GenerationConfig) -> bool:
-        """Forget a batch that was cancelled, or is not there any more, where the user wants another."""
-        id = (self.run.state.get(_name(portion)) or {}).get("id")
-        if id is None or not create_again(self.run):
-            return False
-        made = self.provider.read("looking at the batch", lambda: self.retrieved(id))
-        if made is not None and made.status == "cancelling":
-            made = self.followed(made)
-        if made is not None and made.status != "cancelled":
-            said = f"batch {id} is {made.status}: --create-again makes no second one"
-            self.run.log("warning", message=said)
-            self.run.save_state(create_again=False)
-            return False
-        if made is not None:
-            self.keep(made, portion, generation)
-        self.forget(portion)
-        return True
-
-    def forget(self, portion: list[_Asked]) -> None:
-        """What failed of it and is asked again is another batch, also where it is the same requests."""
-        self.run.save_state(**{_name(portion): None})
-        self.next_attempt(_name(portion))
-
-    def next_attempt(self, name: str) -> None:
-        attempts = dict(self.run.state.get("batch_attempts") or {})
-        mark = name.removeprefix("batch-")
-        self.run.save_state(batch_attempts={**attempts, mark: attempts.get(mark, 1) + 1})
-
-    def retrieved(self, id: str) -> Any:
-        try:
-            return self.provider.client.batches.retrieve(id)
-        except openai.NotFoundError:
-            return None
-
-    def batch(self, portion: list[_Asked]) -> Any:
-        """Return the batch of these requests, made once."""
-        provider, run, name, mark = self.provider, self.run, _name(portion), _mark(portion)
-        id = (run.state.get(name) or {}).get("id")
-        if id:
-            made = provider.read("looking at the batch", lambda: self.retrieved(id))
-            if made is None:
-                raise RunFailed(
-                    f"{provider.dialect.where} knows no batch {id} (404)",
-                    f"do backend.base_url and the key belong to it? look again: ftkit run --resume {run.dir}\n"
-                    f"  another batch, paid anew: ftkit run --resume {run.dir} --create-again",
-                )
-            return made
-
-        def find() -> Any:
-            return _to_take(provider, run, name)
-
-        made = taken_again(provider, run, name, find, _WHAT)
-        if made is not None:
-            return made
-        if in_doubt(run, name) and create_again(run):
-            self.next_attempt(name)
-        lines = [line for _, of_batch in portion for line in of_batch]
-        file = write_file(run.scratch("batches") / f"{mark}.jsonl", lines, "batch", bom=False)
-        metadata = {"ftkit_run": run.id, "ftkit_batch": mark, "ftkit_attempt": _attempt(run, name)}
-        file_id = uploaded(provider, run, file, "batch")
-        return create_once(
-            provider,
-            run,
-            name,
-            lambda: provider.client.batches.create(
-                input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
-            ),
-            find,
-            _WHAT,
-        )
-
-    def followed(self, made: Any) -> Any:
-        delay, told = 0.5, None
-        while made.status not in BATCH_ENDS:
-            counts = made.request_counts
-            now = (made.status, counts.completed if counts else 0)
-            if now != told:
-                told, delay = now, 0.5
-                total = f", {counts.completed} of {counts.total} done" if counts and counts.total else ""
-                self.run.log("note", message=f"batch {made.id}: {made.status}{total}")
-            time.sleep(jittered(delay))
-            delay = min(delay * 1.5, self.provider.options.poll_seconds)
-            made = self.provider.read(
-                f"looking at batch {made.id} (it goes on at the provider)",
-                lambda id=made.id: self.provider.client.batches.retrieve(id),  # type: ignore[misc]
-            )
-        return made
-
-    def rows(self, made: Any) -> dict[str, dict[str, Any]]:
-        """Return what the batch's files hold, by custom id; lines that are no JSON are left out."""
+    def read_rows(self, batch: Any) -> dict[str, dict[str, Any]]:
+        """Return what the batch's files hold, by custom id. Lines that are not JSON are left out: they are no answer."""
         found: dict[str, dict[str, Any]] = {}
-        for id in (made.error_file_id, made.output_file_id):
+        files = self.provider.client.files
+        for id in (batch.error_file_id, batch.output_file_id):
             if not id:
                 continue
-            data = self.provider.read(
-                "reading the batch's answers", lambda id=id: self.provider.client.files.content(id).read()
-            )  # type: ignore[misc]
+            data: bytes = self.provider.read("reading the batch's answers", partial(_download, files, id))
             for line in data.decode("utf-8", "replace").split("\n"):
                 try:
                     row = json.loads(line)
@@ -237,9 +155,10 @@ class BatchSession(Session):
                     found[str(row.get("custom_id"))] = row
         return found
 
-    def prediction(
+    def predictions(
         self, example: Example, row: dict[str, Any] | None, generation: GenerationConfig, status: str
     ) -> list[Prediction]:
+        """Return the predictions of one example: from its row, or failed ones where the batch has no answer to it."""
         response = (row or {}).get("response") or {}
         body = response.get("body") if isinstance(response, dict) else None
         if isinstance(body, dict) and response.get("status_code") == 200:
@@ -249,49 +168,61 @@ class BatchSession(Session):
                 why = self.provider.clean(error)
         else:
             error_of = (row or {}).get("error") or ((body or {}).get("error") if isinstance(body, dict) else None) or {}
-            said = self.provider.clean(error_of.get("message") or "") if isinstance(error_of, dict) else ""
-            why = said or f"the batch is {status} and holds no answer to it"
-        failed = Prediction(example.id, "", 0, "error", error=why)
-        return [replace(failed, sample=sample) for sample in range(generation.samples)]
+            message = self.provider.clean(error_of.get("message") or "") if isinstance(error_of, dict) else ""
+            why = message or f"the batch is {status} and contains no answer to it"
+        return failed_predictions(example, generation, why)
 
     def stats(self) -> dict[str, Any]:
-        return {"device": f"{self.provider.lives}, Batch API"}
+        return {"device": f"{self.provider.hosted_by}, Batch API"}
 
 
-def _mark(portion: list[_Asked]) -> str:
-    return digest([line for _, lines in portion for line in lines])[:32]
+class Batch(Once):
+    """The batch of one portion's requests; their hash is its key."""
 
+    noun = "batch"
+    what = "a batch of requests"
 
-def _name(portion: list[_Asked]) -> str:
-    return f"batch-{_mark(portion)}"
+    def __init__(self, session: BatchSession, portion: list[_Planned], generation: GenerationConfig) -> None:
+        self.session, self.portion, self.generation = session, portion, generation
+        self.lines = [line for _, lines in portion for line in lines]
+        super().__init__(session.provider, session.run, f"{BATCH_PREFIX}{digest(self.lines)[:32]}")
+
+    def find(self) -> Any:
+        return batch_to_adopt(self.provider, self.run, self.key)
+
+    def retrieve(self, id: str) -> Any:
+        return self.provider.client.batches.retrieve(id)
+
+    def status(self, found: Any) -> str:
+        return str(found.status)
+
+    def settle(self, found: Any) -> Any:
+        return self.session.follow(found) if found.status == "cancelling" else found
+
+    def can_replace(self, found: Any) -> bool:
+        return bool(found.status == "cancelled")
+
+    def before_replacing(self, found: Any) -> None:
+        self.session.save_answers(found, self.portion, self.generation)
+
+    def prepare(self) -> Callable[[], Any]:
+        tag = batch_tag(self.run, self.key)
+        file = write_file(self.run.scratch("batches") / f"{tag['ftkit_batch']}.jsonl", self.lines, "batch", bom=False)
+        file_id = upload_file(self.provider, self.run, file, "batch")
+        return partial(
+            self.provider.client.batches.create,
+            input_file_id=file_id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata=tag,
+        )
 
 
 def custom_id(example: Example) -> str:
-    """Return an id for a request: an example's own may be longer than the API takes."""
+    """Return an id for a request: an example's own id may be longer than the API allows."""
     return example.id if len(example.id) <= 64 and example.id.isascii() else digest(example.id)
 
 
-def find_batches(provider: Provider, run: Run) -> list[Any]:
-    """Return the recent batches of a run, the oldest first. May raise what the client raises."""
-    listed = itertools.islice(provider.client.batches.list(limit=100), _LISTED)
-    return [batch for batch in listed if (batch.metadata or {}).get("ftkit_run") == run.id][::-1]
-
-
-def is_at(run: Run, name: str, batch: Any) -> bool:
-    """Say whether a batch is what the run asked for last at this place of its state."""
-    mark = {"ftkit_batch": name.removeprefix("batch-"), "ftkit_attempt": _attempt(run, name)}
-    return bool(mark.items() <= (batch.metadata or {}).items())
-
-
-def _attempt(run: Run, name: str) -> str:
-    return str((run.state.get("batch_attempts") or {}).get(name.removeprefix("batch-"), 1))
-
-
-def _to_take(provider: Provider, run: Run, name: str) -> Any:
-    """Return the batch that the run goes on with, or None: this attempt's, or an earlier one still under way."""
-    found = [b for b in find_batches(provider, run) if b.metadata.get("ftkit_batch") == name.removeprefix("batch-")]
-    ours = [batch for batch in found if is_at(run, name, batch)]
-    under_way = [batch for batch in found if batch.status not in (*BATCH_ENDS, "cancelling")]
-    if run.state.get("create_again"):
-        ours = [batch for batch in ours if batch.status not in ("cancelled", "cancelling")]
-    return next(iter([*ours, *under_way]), None)
+def _download(files: Any, id: str) -> bytes:
+    content: bytes = files.content(id).read()
+    return content

@@ -1,4 +1,4 @@
-"""Which provider a run speaks to: the recipe's, or a server of the run's own."""
+"""Which provider a run talks to: the recipe's, or a server of the run's own."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ftkit.errors import InputError
 from ._client import Provider, api_key, base_url, is_loopback, key_env
 
 if TYPE_CHECKING:
-    from . import ManagedOptions
+    from .options import ManagedOptions
 
 
 @contextlib.contextmanager
-def connected(options: ManagedOptions, run: Run | None, patience: float | None = None) -> Iterator[Provider]:
-    """Give the provider of a run. Raises InputError where its address or key is missing."""
+def connect(options: ManagedOptions, run: Run | None, patience: float | None = None) -> Iterator[Provider]:
+    """Yield the provider of a run. Raises InputError where its address or key is missing."""
     url = base_url(options)
     if url is None and options.dialect == "local" and run is not None:
         from ._local import server_for
 
         url = server_for(run)
-    problem = missing(options, url)
+    problem = connection_problem(options, url)
     if problem is not None or url is None:
         raise InputError(*(problem or ("backend.base_url is missing", None)))
     provider = Provider(options, url, patience, run.dir if run is not None else None)
@@ -33,8 +33,8 @@ def connected(options: ManagedOptions, run: Run | None, patience: float | None =
         provider.close()
 
 
-def missing(options: ManagedOptions, url: str | None) -> tuple[str, str] | None:
-    """Return what lacks for a connection, as (message, hint); None where nothing does."""
+def connection_problem(options: ManagedOptions, url: str | None) -> tuple[str, str] | None:
+    """Return what is missing or wrong in the address or the key, as (message, hint); None where nothing is."""
     if url is None and options.dialect != "local":
         return (
             f"dialect {options.dialect} needs backend.base_url",
@@ -44,8 +44,8 @@ def missing(options: ManagedOptions, url: str | None) -> tuple[str, str] | None:
     key = api_key(options)
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         return (
-            f"the key in {name} holds a character that no key has: a space, a line break or a curly quote",
-            "copy it again, without what stands around it",
+            f"the key in {name} contains a character that no key has: a space, a line break or a curly quote",
+            "copy the key again, without the text around it",
         )
     if name is not None and not (url and is_loopback(url)) and not key:
         return f"no API key: {name} is not set", f"set it in the environment, or write {name}=... into a file .env here"

@@ -1,4 +1,4 @@
-"""Make a tuned model answer where that takes a step of its own: Azure and Nebius. Never tried against the live services."""
+"""Deploy a tuned model where the provider requires that: Azure and Nebius. Never tested against the live services."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ import openai
 from ftkit.api import Run
 from ftkit.errors import InputError, RunFailed
 
-from ._client import Malformed, Provider, jittered, secret
+from ._client import Provider, secret
+from ._errors import Malformed
+from ._throttle import jittered
 
 _WAIT = 3600.0  # seconds that a deployment may take
 
 
-def deployed(provider: Provider, run: Run, job: Any) -> str:
-    """Return the name by which the tuned model answers. Deploying again under one name changes nothing: it is safe to repeat."""
+def deploy(provider: Provider, run: Run, job: Any) -> str:
+    """Return the name by which the tuned model answers. A second deployment under one name changes nothing."""
     if provider.dialect.deploy == "azure":
-        return _azure(provider, run, job)
+        return _deploy_at_azure(provider, run, job)
     if provider.dialect.deploy == "nebius":
-        return _nebius(provider, run, job)
+        return _deploy_at_nebius(provider, run, job)
     if not job.fine_tuned_model:
         raise RunFailed(f"job {job.id} succeeded and names no tuned model", "look at it on the provider's own pages")
     return str(job.fine_tuned_model)
 
 
-def _name(run: Run) -> str:
+def _deployment_name(run: Run) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", run.id.lower()).strip("-")[-40:].strip("-")
 
 
-def no_token(name: str) -> tuple[str, str]:
+def missing_token(name: str) -> tuple[str, str]:
     """Return the message and the hint where the token that deploys at Azure is missing."""
     return (
         f"no token for Azure's control plane: {name} is not set",
@@ -41,14 +43,14 @@ def no_token(name: str) -> tuple[str, str]:
     )
 
 
-def _azure(provider: Provider, run: Run, job: Any) -> str:
+def _deploy_at_azure(provider: Provider, run: Run, job: Any) -> str:
     o = provider.options.azure
-    assert o is not None  # preflight asked for it
+    assert o is not None  # preflight requires it
     token = secret(o.token_env)
     if not token:
-        message, hint = no_token(o.token_env)
-        raise InputError(message, f"{hint}, and go on with ftkit run --resume {run.dir}")
-    name = _name(run)
+        message, hint = missing_token(o.token_env)
+        raise InputError(message, f"{hint}, and resume with ftkit run --resume {run.dir}")
+    name = _deployment_name(run)
     url = (
         f"{o.management_url}/subscriptions/{o.subscription}/resourceGroups/{o.resource_group}/providers/"
         f"Microsoft.CognitiveServices/accounts/{o.resource}/deployments/{name}?api-version=2024-10-01"
@@ -57,10 +59,11 @@ def _azure(provider: Provider, run: Run, job: Any) -> str:
     model = {"format": "OpenAI", "name": job.fine_tuned_model, "version": "1"}
     body = {"sku": {"name": o.sku, "capacity": o.capacity}, "properties": {"model": model}}
     run.log("warning", message=f"the deployment {name} is billed by the hour until it is deleted in Azure's portal")
-    _asked(provider, "PUT", url, headers, body, token)
-    until = time.monotonic() + _WAIT
-    while time.monotonic() < until:
-        state = (_asked(provider, "GET", url, headers, None, token).get("properties") or {}).get("provisioningState")
+    _send_request(provider, "PUT", url, headers, body, token)
+    deadline = time.monotonic() + _WAIT
+    while time.monotonic() < deadline:
+        answer = _send_request(provider, "GET", url, headers, None, token)
+        state = (answer.get("properties") or {}).get("provisioningState")
         if state == "Succeeded":
             return name
         if state in ("Failed", "Canceled"):
@@ -73,7 +76,7 @@ def _azure(provider: Provider, run: Run, job: Any) -> str:
     )
 
 
-def _nebius(provider: Provider, run: Run, job: Any) -> str:
+def _deploy_at_nebius(provider: Provider, run: Run, job: Any) -> str:
     checkpoints = provider.read(
         "listing the checkpoints", lambda: list(provider.client.fine_tuning.jobs.checkpoints.list(job.id))
     )
@@ -86,13 +89,13 @@ def _nebius(provider: Provider, run: Run, job: Any) -> str:
     url = urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + "/v0/models"))
     key = provider.client.api_key
     headers = {"Authorization": f"Bearer {key}"}
-    name = _name(run)
-    if _nebius_model(provider, url, headers, name) is None:
+    name = _deployment_name(run)
+    if _find_at_nebius(provider, url, headers, name) is None:
         body = {"source": f"{job.id}:{last.id}", "base_model": provider.options.base_model, "name": name}
-        _asked(provider, "POST", url, headers, body, key)
-    until = time.monotonic() + _WAIT
-    while time.monotonic() < until:
-        found = _nebius_model(provider, url, headers, name) or {}
+        _send_request(provider, "POST", url, headers, body, key)
+    deadline = time.monotonic() + _WAIT
+    while time.monotonic() < deadline:
+        found = _find_at_nebius(provider, url, headers, name) or {}
         if found.get("status") == "active":
             return str(found["name"])
         if found.get("status") == "error":
@@ -104,16 +107,16 @@ def _nebius(provider: Provider, run: Run, job: Any) -> str:
     )
 
 
-def _nebius_model(provider: Provider, url: str, headers: dict[str, str], name: str) -> dict[str, Any] | None:
-    listed = _asked(provider, "GET", url, headers, None, provider.client.api_key)
+def _find_at_nebius(provider: Provider, url: str, headers: dict[str, str], name: str) -> dict[str, Any] | None:
+    listed = _send_request(provider, "GET", url, headers, None, provider.client.api_key)
     models: list[dict[str, Any]] = listed.get("models") or listed.get("data") or []
     return next((m for m in models if name in str(m.get("name"))), None)
 
 
-def _asked(
+def _send_request(
     provider: Provider, method: str, url: str, headers: dict[str, str], body: Any, secret: str
 ) -> dict[str, Any]:
-    """Send one request beside the OpenAI API and return its JSON. Raises RunFailed, which never tells the secret."""
+    """Send one request outside the OpenAI API and return its JSON. Raises RunFailed, which never contains the secret."""
 
     def call() -> dict[str, Any]:
         request = httpx2.Request(method, url)
@@ -122,11 +125,11 @@ def _asked(
         except httpx2.TransportError as error:
             raise openai.APIConnectionError(request=request) from error
         if answer.status_code >= 400:
-            said = answer.text.replace(secret, "[key]")[:300]
+            text = answer.text.replace(secret, "[key]")[:300]
             if answer.status_code in (401, 403):
-                raise RunFailed(f"{provider.dialect.where} does not let this token deploy ({answer.status_code}): {said}",
-                                f"get a new one, with the right to deploy. {provider.again}".strip())  # fmt: skip
-            raise openai.APIStatusError(said, response=answer, body=None)
+                raise RunFailed(f"{provider.dialect.label} does not let this token deploy ({answer.status_code}): {text}",
+                                f"get a new one, with the right to deploy. {provider.resume_hint}".strip())  # fmt: skip
+            raise openai.APIStatusError(text, response=answer, body=None)
         data = answer.json()
         if not isinstance(data, dict):
             raise Malformed("no JSON object")

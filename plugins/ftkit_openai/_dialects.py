@@ -1,4 +1,4 @@
-"""How providers of the OpenAI wire format differ, as data. None but `local` was tried against the live service."""
+"""How providers of the OpenAI wire format differ, as data. Only `local` was tested against its real server."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import ManagedOptions
+    from .options import ManagedOptions
 
 
 @dataclass(frozen=True)
 class Dialect:
     """What differs between a provider and OpenAI; the defaults are OpenAI's."""
 
-    where: str  # what messages and reports call the provider
+    label: str  # the provider's name in messages and reports
     base_url: str | None  # None: the recipe must name it
     key_env: str | None = "OPENAI_API_KEY"  # None: no key is needed
-    # option of the recipe -> the provider's name of that hyperparameter; others are refused
+    # option of the recipe -> the provider's name of that hyperparameter; other options are refused
     hyperparameters: Mapping[str, str] = field(
         default_factory=lambda: {
             "n_epochs": "n_epochs",
@@ -26,17 +26,17 @@ class Dialect:
         }
     )
     method: bool = True  # method={...}; False: top-level `hyperparameters`
-    with_rank: Mapping[str, Any] = field(default_factory=dict)  # further hyperparameters where lora_r is given
+    rank_extras: Mapping[str, Any] = field(default_factory=dict)  # further hyperparameters where lora_r is given
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of the create request
-    statuses: Mapping[str, str] = field(default_factory=dict)  # the provider's word -> OpenAI's
+    statuses: Mapping[str, str] = field(default_factory=dict)  # the provider's status -> OpenAI's
     bom: bool = False  # files begin with a UTF-8 byte order mark
-    deploy: str | None = None  # a tuned model answers only after a deployment: azure or nebius
-    metadata: bool = True  # jobs keep metadata; False: a job is recognised by its suffix
+    deploy: str | None = None  # how a tuned model is deployed before it can answer: azure or nebius
+    metadata: bool = True  # jobs carry metadata; False: the suffix identifies a job
     tokens_field: str = "max_completion_tokens"
     min_examples: int = 10
     wandb: bool = True
-    shutdown: Mapping[str, str] = field(default_factory=dict)  # model family -> last day, where /v1/models does not say
-    authoritative: bool = False  # a server of the run's own, where the recipe names no other: see is_own_server
+    shutdown: Mapping[str, str] = field(default_factory=dict)  # model family -> date, where /v1/models has none
+    authoritative: bool = False  # the run starts the server, unless the recipe names one: see is_own_server
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -72,7 +72,7 @@ DIALECTS: dict[str, Dialect] = {
             "lora_r": "lora_r",
         },
         method=False,
-        with_rank={"lora": True},
+        rank_extras={"lora": True},
         deploy="nebius",
         metadata=False,
         tokens_field="max_tokens",
@@ -82,5 +82,5 @@ DIALECTS: dict[str, Dialect] = {
 
 
 def is_own_server(options: ManagedOptions) -> bool:
-    """Say whether the run starts its server itself: a job that is not listed there does not exist."""
+    """Say whether the run starts its server itself. A job that such a server does not list does not exist."""
     return DIALECTS[options.dialect].authoritative and options.base_url is None

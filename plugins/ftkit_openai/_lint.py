@@ -1,4 +1,4 @@
-"""What a provider would refuse, or train badly on, in a file of chats: every problem with its lines."""
+"""What a provider would refuse in a file of chats, or what would harm the training: every problem with its lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-# Marks of the tokenizer: in ordinary text they are refused, or read as the end of the chat.
+# Special tokens of the tokenizer. In ordinary text they are refused, or read as the end of the chat.
 SPECIAL = re.compile(
     r"<\|(?:endoftext|fim_prefix|fim_middle|fim_suffix|endofprompt|im_start|im_end|im_sep|start|end|return)\|>"
 )
@@ -18,7 +18,7 @@ GIGABYTE = 1 << 30
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong at some lines (from 1; none where it is of the whole file); `level` is error, warning or note."""
+    """One problem at some lines (from 1; none where it concerns the whole file); `level` is error, warning or note."""
 
     level: str
     message: str
@@ -32,7 +32,7 @@ class Problem:
 
 
 def ranges(lines: Sequence[int]) -> str:
-    """Return line numbers as people write them: 3, 7, 9-15."""
+    """Return line numbers in short form: 3, 7, 9-15."""
     spans: list[list[int]] = []
     for line in sorted(set(lines)):
         if spans and line == spans[-1][1] + 1:
@@ -48,40 +48,42 @@ def lint(
     max_tokens: int | None = None,
     count: Callable[[Iterable[Mapping[str, Any]]], int] | None = None,
 ) -> list[Problem]:
-    """Return all problems of a JSON Lines file of chats, worst first; those of one kind share an entry.
+    """Return all problems of a JSON Lines file of chats, the worst first; lines with the same problem share an entry.
 
-    `max_tokens` is the longest example that is trained whole, counted by `count`.
+    An example of more than `max_tokens` tokens, counted by `count`, is truncated.
     """
     found: dict[tuple[str, str, str | None], list[int]] = {}
-    seen: dict[int, int] = {}  # by hash: a large file is not kept
+    seen: dict[int, int] = {}  # by hash, so that a large file is not kept in memory
     rows = size = 0
     for number, line in enumerate(lines, 1):
         size += len(line.encode("utf-8", "surrogatepass")) + 1
         if not line.strip():
             continue
         rows += 1
-        problems = list(_of_line(line, max_tokens, count))
+        problems = list(_lint_line(line, max_tokens, count))
         first = seen.setdefault(hash(line.strip()), number)
         if first != number:
-            problems.append(("warning", f"the same as line {first}", "duplicates weigh more in training; remove them"))
+            problems.append(
+                ("warning", f"the same as line {first}", "duplicates have more weight in training; remove them")
+            )
         for problem in problems:
             found.setdefault(problem, []).append(number)
-    whole = list(_of_file(rows, size, min_examples))
-    all_of_them = whole + [Problem(level, text, tuple(at), hint) for (level, text, hint), at in found.items()]
+    of_file = list(_lint_file(rows, size, min_examples))
+    problems_found = of_file + [Problem(level, text, tuple(at), hint) for (level, text, hint), at in found.items()]
     order = ("error", "warning", "note")
-    return sorted(all_of_them, key=lambda p: (order.index(p.level), p.lines))
+    return sorted(problems_found, key=lambda p: (order.index(p.level), p.lines))
 
 
-def _of_file(rows: int, size: int, min_examples: int) -> Iterator[Problem]:
+def _lint_file(rows: int, size: int, min_examples: int) -> Iterator[Problem]:
     if rows < min_examples:
-        yield Problem("error", f"{rows} examples: a provider asks for at least {min_examples}", hint="add examples")
+        yield Problem("error", f"{rows} examples: a provider requires at least {min_examples}", hint="add examples")
     if size > 8 * GIGABYTE:
-        yield Problem("error", f"{size / 1e9:.1f} GB: a provider takes at most 8 GB", hint="train on fewer rows")
+        yield Problem("error", f"{size / 1e9:.1f} GB: a provider accepts at most 8 GB", hint="train on fewer rows")
     elif size > GIGABYTE // 2:
-        yield Problem("note", f"{size / 1e6:.0f} MB: more than 512 MB go up in parts")
+        yield Problem("note", f"{size / 1e6:.0f} MB: files above 512 MB are uploaded in parts")
 
 
-def _of_line(
+def _lint_line(
     line: str, max_tokens: int | None, count: Callable[[Iterable[Mapping[str, Any]]], int] | None
 ) -> Iterator[tuple[str, str, str | None]]:
     """Yield (level, message, hint) of each problem in one line."""
@@ -94,7 +96,7 @@ def _of_line(
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         yield "error", 'no list of messages: {"messages": [{"role": ..., "content": ...}, ...]}', None
         return
-    learned = 0
+    trained = 0  # answers that the model is trained on
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
@@ -106,19 +108,19 @@ def _of_line(
             yield (
                 "error" if role == "assistant" else "warning",
                 f"the {role} message is empty",
-                "remove the row: an empty answer teaches silence" if role == "assistant" else None,
+                "remove the row: the model would learn to answer nothing" if role == "assistant" else None,
             )
         if role == "assistant" and message.get("weight", 1) and not empty:
-            learned += 1
-        for mark in sorted(set(SPECIAL.findall(content if isinstance(content, str) else ""))):
-            yield "error", f"the text holds the special token {mark}", "remove it: it is refused, or ends the chat"
-    if not learned:
-        yield "error", "no assistant answer to learn", None
+            trained += 1
+        for token in sorted(set(SPECIAL.findall(content if isinstance(content, str) else ""))):
+            yield "error", f"the text contains the special token {token}", "remove it: it is refused, or ends the chat"
+    if not trained:
+        yield "error", "no assistant answer to train on", None
     elif messages[-1].get("role") != "assistant":
-        yield "error", "the last message is not the assistant's", "an example ends in the answer"
+        yield "error", "the last message is not the assistant's", "an example must end with the answer"
     if max_tokens is not None and count is not None and count(messages) > max_tokens:
         yield (
             "warning",
-            f"longer than {max_tokens} tokens: cut at the end, so that the answer is lost",
+            f"longer than {max_tokens} tokens: truncated at the end, so that the answer is lost",
             "shorten the prompt, or leave the row out",
         )

@@ -1,4 +1,4 @@
-"""What providers charge, in USD per million tokens, and what a run costs. A recipe can bring its own prices."""
+"""What providers charge, in USD per million tokens. A recipe can contain its own prices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BATCH_FACTOR = 0.5  # inference through the Batch API
 
 @dataclass(frozen=True)
 class Price:
-    """USD per million tokens: training, and a tuned model's input and output; `base_*` where the untouched model differs."""
+    """USD per million tokens: training, and a tuned model's input and output; `base_*` where those of the base model differ."""
 
     training: float
     input: float
@@ -28,7 +28,7 @@ class Price:
         return (tokens_in * into + tokens_out * out) / 1e6 * (BATCH_FACTOR if batch else 1.0)
 
 
-# The last two numbers are list prices of the untouched models, which are below those of their fine-tunes.
+# The last two numbers are list prices of the base models, which are below those of their fine-tunes.
 OPENAI: dict[str, Price] = {
     "gpt-4.1": Price(25.0, 3.0, 12.0, 2.0, 8.0),
     "gpt-4.1-mini": Price(5.0, 0.80, 3.20, 0.40, 1.60),
@@ -40,23 +40,23 @@ FREE = Price(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Prices:
-    """A table of prices by model, and of when it is."""
+    """A table of prices by model, and its date."""
 
     table: Mapping[str, Price]
     as_of: str
 
     def of(self, model: str) -> Price | None:
-        """Return the price of a model; a dated or fine-tuned one has that of its family. None where it is not known."""
+        """Return the price of a model; a dated or fine-tuned one has the price of its family. None where it is not known."""
         name = model.split(":")[1] if model.startswith("ft:") else model
         known = [family for family in self.table if name == family or name.startswith(f"{family}-20")]
         return self.table[max(known, key=len)] if known else None
 
 
 def prices_for(dialect: str, own: Mapping[str, Any] | str | None) -> Prices:
-    """Return the prices that hold for a recipe: its own, or the built-in ones.
+    """Return the prices for a recipe: its own, or the built-in ones.
 
-    `own` is {model: {training, input, output, ...}} or the path of a YAML or JSON file with that and
-    perhaps `as_of`. Raises ValueError for what is no price table.
+    `own` is {model: {training, input, output, ...}}, or the path of a YAML or JSON file with that and, optionally,
+    `as_of`. Raises ValueError for anything else.
     """
     if own is not None:
         table = dict(_read(own) if isinstance(own, str) else own)
@@ -74,7 +74,7 @@ def _read(path: str) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ValueError(f"the price file {path} cannot be read: {error}") from None
     if not isinstance(data, Mapping):
-        raise ValueError(f"the price file {path} holds no table of models")
+        raise ValueError(f"the price file {path} contains no table of models")
     return data
 
 

@@ -17,11 +17,11 @@ from ._rows import chats
 from ._tokens import encoding
 
 if TYPE_CHECKING:
-    from . import ManagedOptions
+    from .options import ManagedOptions
 
 
 def render(o: ManagedOptions, examples: Iterable[Example]) -> Iterable[Rendered]:
-    """Yield examples as tokens. Raises NotImplementedError where the provider's tokenizer cannot be had."""
+    """Yield examples as tokens. Raises NotImplementedError where the provider's tokenizer is not available."""
     if o.dialect == "local" and o.base_url is None:
         backend = _local_backend(o.base_model)
         if backend is not None:
@@ -29,7 +29,7 @@ def render(o: ManagedOptions, examples: Iterable[Example]) -> Iterable[Rendered]
     found = None if o.dialect in ("local", "nebius") else encoding(o.base_model)
     if found is None:
         raise NotImplementedError(f"the tokenizer of {o.base_model} is not on this machine")
-    return _by_tiktoken(found, o.max_example_tokens, examples)
+    return _render_chats(found, o.max_example_tokens, examples)
 
 
 def _local_backend(model: str) -> Backend | None:
@@ -37,7 +37,7 @@ def _local_backend(model: str) -> Backend | None:
 
     `ftkit serve` runs as a child process: this plugin does not import the server.
     """
-    line = [sys.executable, "-c", "from ftkit.cli.main import main; main()", "serve", "--print-models"]
+    line = [sys.executable, "-m", "ftkit", "serve", "--print-models"]
     done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"ftkit serve --print-models failed: {done.stderr.strip()}")
@@ -50,16 +50,20 @@ def _local_backend(model: str) -> Backend | None:
     return backend
 
 
-def _by_tiktoken(encoding: Any, limit: int, examples: Iterable[Example]) -> Iterator[Rendered]:
-    """Yield chats with the marks that OpenAI documents; the assistant's answer and its end are learned."""
-    for example, chat in zip(*_twice(examples), strict=True):
+def _render_chats(encoding: Any, limit: int, examples: Iterable[Example]) -> Iterator[Rendered]:
+    """Yield chats with the special tokens that OpenAI documents, cut at `limit` tokens.
+
+    The loss mask covers the last answer of the assistant and its end token.
+    """
+    rows = list(examples)
+    for example, chat in zip(rows, chats(rows), strict=True):
         ids: list[int] = []
-        learned: list[bool] = []
+        loss_mask: list[bool] = []
         text = ""
         n_prompt = 0
         for message in chat["messages"]:
             answer = message is chat["messages"][-1]
-            for part, is_learned in (
+            for part, in_loss in (
                 (f"<|im_start|>{message['role']}\n", False),
                 (f"{message['content']}<|im_end|>", answer),
             ):
@@ -70,7 +74,7 @@ def _by_tiktoken(encoding: Any, limit: int, examples: Iterable[Example]) -> Iter
                     disallowed_special=(),
                 )
                 ids += tokens
-                learned += [is_learned] * len(tokens)
+                loss_mask += [in_loss] * len(tokens)
                 text += part
         kept = min(len(ids), limit)
         yield Rendered(
@@ -78,12 +82,7 @@ def _by_tiktoken(encoding: Any, limit: int, examples: Iterable[Example]) -> Iter
             text,
             tuple(ids[:kept]),
             tuple(encoding.decode_single_token_bytes(i).decode("utf-8", "replace") for i in ids[:kept]),
-            tuple(learned[:kept]),
+            tuple(loss_mask[:kept]),
             min(n_prompt, kept),
             (max(0, n_prompt - kept), len(ids) - kept - max(0, n_prompt - kept)),
         )
-
-
-def _twice(examples: Iterable[Example]) -> tuple[list[Example], Iterator[dict[str, Any]]]:
-    rows = list(examples)
-    return rows, chats(rows)

@@ -1,18 +1,20 @@
-"""What the report says of managed runs beside the numbers: estimated and actual price, the job, where the model lives."""
+"""What the report says of managed runs beside the numbers: the job, its tokens, the estimated and the actual price."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ftkit.api import Run
+from ftkit.api import MeasuredRun
 from ftkit.files import read_json
 from ftkit.records import Section
 from ftkit.text import dollars
 
+from ._state import state_of
 
-def sections(runs: Sequence[Run]) -> list[Section]:
-    """Return one table over the managed runs; nothing where there is none."""
+
+def sections(runs: Sequence[MeasuredRun]) -> list[Section]:
+    """Return one table of the managed runs; no section where there is none."""
     managed = [run for run in runs if _is_managed(run)]
     if not managed:
         return []
@@ -34,27 +36,27 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     return [Section("Managed training: estimated and actual price", tuple(blocks))]
 
 
-def _is_managed(run: Run) -> bool:
+def _is_managed(run: MeasuredRun) -> bool:
     return (
         run.path("lock.json").exists()
         and read_json(run.path("lock.json")).get("model", {}).get("plugin") == "openai-managed"
     )
 
 
-def _estimate(run: Run) -> dict[str, Any]:
+def _estimate(run: MeasuredRun) -> dict[str, Any]:
     path = run.path("audit.json")
     estimate: dict[str, Any] = (read_json(path) if path.exists() else {}).get("estimate") or {}
     return estimate
 
 
-def _row(run: Run) -> list[str]:
+def _row(run: MeasuredRun) -> list[str]:
     estimate = _estimate(run)
     end: dict[str, Any] = next((r for r in reversed(run.log_rows()) if r["event"] == "end"), {})
     spent = [
         p.usd for name in run.measured() if run.path(name, "predictions.jsonl").exists() for p in run.predictions(name)
     ]
     known = [usd for usd in spent if usd is not None]
-    job = str(end.get("job") or (run.state.get("job") or {}).get("id") or "none")
+    job = str(end.get("job") or (state_of(run).get("job") or {}).get("id") or "none")
     tokens = end.get("trained_tokens")
     return [
         run.id,

@@ -9,7 +9,7 @@ import io
 import re
 from typing import Any
 
-# The provider's names -> those of a local run's log.
+# The provider's names -> the names in the log of a local run.
 _NAMES = {
     "train_loss": "loss",
     "train_mean_token_accuracy": "token_accuracy",
@@ -23,7 +23,7 @@ _MESSAGE = re.compile(r"[Ss]tep (\d+)(?:/(\d+))?:? .*?loss[=: ]+([0-9.]+(?:e-?\d
 
 
 def step_of(event: Any) -> dict[str, Any] | None:
-    """Return {"step", "loss", "max_steps", ...} of an event that tells of a training step, else None."""
+    """Return {"step", "loss", "max_steps", ...} where an event reports a training step, else None."""
     data = getattr(event, "data", None)
     if isinstance(data, dict) and data.get("step") is not None:
         step = _values(data)
@@ -31,15 +31,15 @@ def step_of(event: Any) -> dict[str, Any] | None:
         if step and total:
             step["max_steps"] = int(total)
         return step
-    said = _MESSAGE.search(event.message or "")
-    if said is None:
+    match = _MESSAGE.search(event.message or "")
+    if match is None:
         return None
-    step = {"step": int(said[1]), "loss": float(said[3].rstrip("."))}
-    return {**step, "max_steps": int(said[2])} if said[2] else step
+    step = {"step": int(match[1]), "loss": float(match[3].rstrip("."))}
+    return {**step, "max_steps": int(match[2])} if match[2] else step
 
 
-def rows_of_results(data: bytes) -> tuple[str, list[dict[str, Any]]]:
-    """Return a result file as text and as steps. Some providers hand out base64 of it: the header tells."""
+def parse_results(data: bytes) -> tuple[str, list[dict[str, Any]]]:
+    """Return a result file as text and as steps. Some providers send it as base64; its header shows which it is."""
     text = data.decode("utf-8-sig", "replace")
     if "step" not in text[:200].split("\n")[0]:
         try:
@@ -51,7 +51,7 @@ def rows_of_results(data: bytes) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _values(raw: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a step's numbers under our names; None where it has no step or no number."""
+    """Return a step's numbers under ftkit's names; None where it has no step or no number."""
     step = _number(raw.get("step"))
     numbers = {theirs: _number(raw.get(theirs)) for theirs in _NAMES}
     known = {_NAMES[theirs]: number for theirs, number in numbers.items() if number is not None}

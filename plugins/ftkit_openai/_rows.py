@@ -1,4 +1,4 @@
-"""Examples as a provider wants them: JSON Lines of chats, and the messages of one request."""
+"""Examples in the provider's format: JSON Lines of chats, and the messages of one request."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def chats(examples: Iterable[Example]) -> Iterator[dict[str, Any]]:
 
 
 def lines(examples: Iterable[Example]) -> Iterator[str]:
-    """Yield the lines of a training file, without their ends."""
+    """Yield the lines of a training file, without line ends."""
     for chat in chats(examples):
         yield json.dumps(chat, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file to upload: where it is, its size in bytes, its SHA-256, and the name that holds the hash."""
+    """A file to upload: its path, its size in bytes, its SHA-256, and the name for the upload, which contains the hash."""
 
     path: Path
     size: int
@@ -43,7 +43,7 @@ class DataFile:
 
 
 def write_file(path: Path, content: Iterable[str], kind: str, bom: bool) -> DataFile:
-    """Write lines to `path` and return what they are; `kind` begins the uploaded name, so that a list of files is readable."""
+    """Write lines to `path` and describe the file. `kind` (train, batch, ...) is part of its name at the provider."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sha, size = hashlib.sha256(), 0
     with open(path, "wb") as file:

@@ -1,4 +1,4 @@
-"""How many tokens a chat has, by OpenAI's tokenizer where its tables can be had, or by a labelled estimate."""
+"""How many tokens a chat has: by OpenAI's tokenizer where its tables are available, or by a labelled estimate."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_PER_MESSAGE = 3  # tokens around each message: its role and the marks
-_PER_CHAT = 3  # the answer's own opening
+_PER_MESSAGE = 3  # tokens around each message: its role and the special tokens
+_PER_CHAT = 3  # the tokens that open the answer
 _WAIT = 10.0  # seconds that the first download of the tables may take
 
 
 @dataclass(frozen=True)
 class Counter:
-    """Counts tokens; `label` says how, for people."""
+    """Counts tokens. `label` says how, for the user; `exact` is False for an estimate."""
 
     count: Callable[[str], int]
     label: str
     exact: bool
 
     def chat(self, messages: Iterable[Mapping[str, Any]]) -> int:
-        """Return the tokens of a whole chat, with what surrounds each message."""
+        """Return the number of tokens of a whole chat, including those around each message."""
         return _PER_CHAT + sum(_PER_MESSAGE + self.count(str(m.get("content") or "")) for m in messages)
 
 
 def _estimate(text: str) -> int:
-    """About four bytes of English a token; other scripts have more bytes a letter, and more tokens."""
+    """Return an estimate: one token per four bytes. Scripts with more bytes a letter also have more tokens a letter."""
     return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 
-ESTIMATE = Counter(_estimate, "estimated at 4 bytes a token: the tokenizer's tables could not be had", False)
+ESTIMATE = Counter(_estimate, "estimated at 4 bytes a token: the tokenizer's tables are not available", False)
 
 
 def counter(model: str) -> Counter:
-    """Return the counter for a model: OpenAI's tokenizer, or the estimate where it cannot be had."""
+    """Return the counter for a model: OpenAI's tokenizer, or the estimate where it is not available."""
     found = encoding(model)
     if found is None:
         return ESTIMATE
@@ -44,7 +44,7 @@ def counter(model: str) -> Counter:
 
 @functools.cache
 def encoding(model: str) -> Any:
-    """Return tiktoken's encoding for a model. It downloads its tables on first use: offline, None."""
+    """Return tiktoken's encoding for a model; None where its tables, downloaded on first use, are not available."""
     found: list[Any] = []
 
     def load() -> None:
@@ -55,10 +55,10 @@ def encoding(model: str) -> Any:
                 found.append(tiktoken.encoding_for_model(model))
             except KeyError:
                 found.append(tiktoken.get_encoding("o200k_base"))
-        except Exception:  # no tiktoken, no network, a proxy's web page instead of tables: the estimate is there
+        except Exception:  # no tiktoken, no network, a proxy's web page instead of tables: use the estimate
             return
 
-    thread = threading.Thread(target=load, daemon=True)  # its download knows no time limit
+    thread = threading.Thread(target=load, daemon=True)  # its download has no time limit
     thread.start()
     thread.join(_WAIT)
     return found[0] if found else None

@@ -1,4 +1,4 @@
-"""Train at a provider: upload, create the job once, follow it, take its results."""
+"""Train at a provider: upload the rows, create the job once, follow it, save its results."""
 
 from __future__ import annotations
 
@@ -6,169 +6,103 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import openai
-
 from ftkit.api import Run
-from ftkit.errors import Interrupted, RunFailed
+from ftkit.errors import RunFailed
 from ftkit.files import write_json
 from ftkit.records import ModelRef, Task
 
-from ._client import BARRED, Provider, jittered
-from ._connect import connected
-from ._create import create_again, create_once, in_doubt, taken_again
-from ._deploy import deployed
-from ._dialects import is_own_server
-from ._marks import ENDS, ended_badly, find_jobs, job_mark, job_status, job_suffix, job_to_take
-from ._preflight import last_day, price_of
-from ._results import rows_of_results, step_of
+from ._client import Provider
+from ._connect import connect
+from ._deploy import deploy
+from ._errors import TRAINING_NOT_ALLOWED
+from ._estimate import price_of
+from ._models import fetch_shutdown_date
+from ._once import Once, detached
+from ._results import parse_results, step_of
 from ._rows import lines, write_file
-from ._upload import uploaded
+from ._tags import (
+    JOB,
+    JOB_FINAL,
+    attempt_of,
+    failed_or_cancelled,
+    find_jobs,
+    job_status,
+    job_suffix,
+    job_tag,
+    job_to_adopt,
+)
+from ._throttle import jittered
+from ._upload import upload_file
 
 if TYPE_CHECKING:
-    from . import ManagedOptions
+    from .options import ManagedOptions
 
-_FASTEST = 0.5  # seconds between two looks at a job that moves
+_SHORTEST_WAIT = 0.5  # seconds between two requests for the status of a job that makes progress
 
 
 def train(options: ManagedOptions, task: Task, run: Run) -> ModelRef:
-    """Return the tuned model. Raises Interrupted where the user detaches: the job goes on, and can be come back to."""
-    with connected(options, run) as provider:
+    """Return the tuned model. Raises Interrupted where the user detaches: the job keeps running, and the run can resume."""
+    with connect(options, run) as provider:
         try:
-            return _Training(options, provider, task, run).go()
+            return _Training(options, provider, task, run).execute()
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, KeyboardInterrupt) or run.interrupted:
-                raise _detached(options, run) from None
+                raise detached(options, run, Job.noun, [JOB]) from None
             raise
 
 
-def _detached(options: ManagedOptions, run: Run) -> Interrupted:
-    state = run.state.get("job") or {}
-    back = f"come back with: ftkit run --resume {run.dir}"
-    if state.get("id") and is_own_server(options):
-        return Interrupted(f"detached: job {state['id']} waits with its server", back)
-    if state.get("id"):
-        return Interrupted(f"detached: job {state['id']} goes on at the provider, and is paid for",
-                           f"{back}\n  end it for good with: ftkit cancel {run.dir}")  # fmt: skip
-    if in_doubt(run, "job"):
-        return Interrupted("interrupted while it is unknown whether a job exists", f"{back} (it looks for the job first)\n"
-                           f"  end it for good with: ftkit cancel {run.dir}")  # fmt: skip
-    return Interrupted("interrupted before a job was created", back)
+class Job(Once):
+    """The fine-tuning job of a run."""
 
+    noun = "job"
+    what = "a job"
 
-class _Training:
     def __init__(self, options: ManagedOptions, provider: Provider, task: Task, run: Run) -> None:
-        self.options, self.provider, self.task, self.run = options, provider, task, run
+        super().__init__(provider, run, JOB)
+        self.options, self.task = options, task
         self.jobs = provider.client.fine_tuning.jobs
-        rows = run.log_rows()
-        self.seen = {row["id"] for row in rows if row["event"] == "provider"}
-        self.steps = {row["step"] for row in rows if row["event"] == "step"}
-        self.evals = {row["step"] for row in rows if row["event"] == "eval"}
-        self.status: str | None = None
-        self.finish: int | None = None
 
-    def go(self) -> ModelRef:
-        job = self.job()
-        if self.run.state.get("attempt", 1) > 1:
-            self.others(job)
-        job = self.follow(job)
-        self.others(job)
-        self.results(job)
-        if job_status(self.provider, job) != "succeeded":
-            raise self.failed(job)
-        return self.model(job)
+    def find(self) -> Any:
+        return job_to_adopt(self.provider, self.run)
 
-    # ---- one job, and only one
+    def retrieve(self, id: str) -> Any:
+        return self.jobs.retrieve(id)
 
-    def job(self) -> Any:
-        """Return this run's job: the one of an earlier attempt, or a new one."""
-        provider, run = self.provider, self.run
-        known = (run.state.get("job") or {}).get("id")
-        job = self.known(known) if known else None
-        if job is not None:
-            return job
+    def status(self, found: Any) -> str:
+        return job_status(self.provider, found)
 
-        def find() -> Any:
-            return job_to_take(provider, run)
+    def can_replace(self, found: Any) -> bool:
+        return failed_or_cancelled(self.provider, found)
 
-        job = taken_again(provider, run, "job", find, "a job")
-        if job is not None:
-            return job
-        if in_doubt(run, "job") and create_again(run):
-            self.next_attempt()  # told apart from the one in doubt, should that show yet
-        body = self.body()
-        return create_once(provider, run, "job", lambda: self.jobs.create(**body), find, "a job")
+    def prepare(self) -> Callable[[], Any]:
+        return partial(self.jobs.create, **self.request_body())
 
-    def known(self, id: str) -> Any:
-        """Return the job that an earlier attempt took; None where the user wants another, and may have it."""
-        again = create_again(self.run)
-        job = self.provider.read("looking at the job", lambda: self.retrieved(id))
-        if job is None:
-            lost = f"{self.provider.dialect.where} knows no job {id} (404)"
-            job = self.provider.read("looking for the job", lambda: job_to_take(self.provider, self.run))
-            if job is not None:
-                self.run.log("warning", message=f"{lost}: job {job.id}, which carries this run's mark, is taken")
-                self.run.save_state(job={"phase": "created", "id": job.id})
-            elif again:
-                self.run.log("warning", message=f"{lost}: another is made, as asked")
-            else:
-                raise RunFailed(
-                    lost,
-                    f"do backend.base_url and the key belong to it? look again: ftkit run --resume {self.run.dir}\n"
-                    f"  another job, paid anew: ftkit run --resume {self.run.dir} --create-again",
-                )
-        if again and (job is None or ended_badly(self.provider, job)):
-            self.next_attempt()
-            self.run.save_state(job=None)
-            return None
-        if again:
-            said = f"job {job.id} is {job_status(self.provider, job)}: --create-again makes no second one"
-            self.run.log("warning", message=said)
-            self.run.save_state(create_again=False)
-        return job
-
-    def retrieved(self, id: str) -> Any:
-        try:
-            return self.jobs.retrieve(id)
-        except openai.NotFoundError:
-            return None
-
-    def next_attempt(self) -> None:
-        self.run.save_state(attempt=self.run.state.get("attempt", 1) + 1)
-
-    def others(self, job: Any) -> None:
-        """Warn where further jobs carry the run's mark: one that was in doubt may show after another was made."""
-        with contextlib.suppress(RunFailed):  # a warning is not worth failing a paid job
-            found = self.provider.read("looking for further jobs", lambda: find_jobs(self.provider, self.run), 5.0)
-            ids = [j.id for j in found if j.id != job.id and not ended_badly(self.provider, j)] + [job.id]
-            if len(ids) > 1:
-                ends = "the others" if job_status(self.provider, job) in ENDS else "all that have not ended"
-                said = f"{len(ids)} jobs carry this run's mark: {', '.join(ids)}; `ftkit cancel {self.run.dir}` ends {ends}"
-                self.run.log("warning", message=said)
-
-    def body(self) -> dict[str, Any]:
-        """Return the create request, after uploading what it names."""
+    def request_body(self) -> dict[str, Any]:
+        """Return the request that creates the job, after uploading the files that it names."""
         o, dialect = self.options, self.provider.dialect
         folder = self.run.path("train", "files")
         train_file = write_file(folder / "train.jsonl", lines(self.task.train), "train", dialect.bom)
-        training_file = uploaded(self.provider, self.run, train_file, "fine-tune")
+        training_file = upload_file(self.provider, self.run, train_file, "fine-tune")
         body: dict[str, Any] = {"model": o.base_model, "training_file": training_file}
         if self.task.validation and o.validation_file:
             file = write_file(folder / "validation.jsonl", lines(self.task.validation), "validation", dialect.bom)
-            body["validation_file"] = uploaded(self.provider, self.run, file, "fine-tune")
+            body["validation_file"] = upload_file(self.provider, self.run, file, "fine-tune")
         wanted = {name: getattr(o, name) for name in dialect.hyperparameters}
         hyperparameters: dict[str, Any] = {
             dialect.hyperparameters[name]: value for name, value in wanted.items() if value not in (None, "auto")
         }
         if o.lora_r is not None:
-            hyperparameters |= dialect.with_rank
+            hyperparameters |= dialect.rank_extras
         if dialect.method:
             body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
         else:
             body["extra_body"] = {"hyperparameters": hyperparameters}
         body["seed"] = self.run.seed if o.seed is None else o.seed
-        suffix = job_suffix(o, self.provider, self.run)
+        suffix = job_suffix(self.provider, self.run)
         if suffix:
             body["suffix"] = suffix
         if o.wandb is not None:
@@ -178,34 +112,71 @@ class _Training:
             body["extra_body"] = {**body.get("extra_body", {}), **dialect.extra_body}
         if dialect.metadata:
             content = hashlib.sha256(json.dumps([train_file.sha256, body], sort_keys=True).encode()).hexdigest()
-            body["metadata"] = {**job_mark(self.run), "ftkit_content": content}
+            body["metadata"] = {**job_tag(self.run), "ftkit_content": content}
         return body
 
-    # ---- following it
+
+class _Training:
+    """One job from its creation to the tuned model."""
+
+    def __init__(self, options: ManagedOptions, provider: Provider, task: Task, run: Run) -> None:
+        self.options, self.provider, self.run = options, provider, run
+        self.job = Job(options, provider, task, run)
+        self.jobs = provider.client.fine_tuning.jobs
+        rows = run.log_rows()
+        self.seen = {row["id"] for row in rows if row["event"] == "provider"}
+        self.steps = {row["step"] for row in rows if row["event"] == "step"}
+        self.evals = {row["step"] for row in rows if row["event"] == "eval"}
+        self.status: str | None = None
+        self.finish: int | None = None  # when the provider expects the job to finish, in seconds since 1970
+
+    def execute(self) -> ModelRef:
+        job = self.job.known()
+        if job is None:
+            job = self.job.adopt_or_create()
+        if attempt_of(self.run, JOB) > 1:
+            self.warn_of_other_jobs(job)
+        job = self.follow(job)
+        self.warn_of_other_jobs(job)
+        self.save_results(job)
+        if job_status(self.provider, job) != "succeeded":
+            raise self.failure_of(job)
+        return self.tuned_model(job)
+
+    def warn_of_other_jobs(self, job: Any) -> None:
+        """Warn where other jobs carry the run's tag: one of unknown outcome may appear after another was created."""
+        with contextlib.suppress(RunFailed):  # a warning must not fail a paid job
+            found = self.provider.read("looking for other jobs", lambda: find_jobs(self.provider, self.run), 5.0)
+            ids = [j.id for j in found if j.id != job.id and not failed_or_cancelled(self.provider, j)] + [job.id]
+            if len(ids) > 1:
+                which = "the others" if job_status(self.provider, job) in JOB_FINAL else "all that have not ended"
+                text = f"{len(ids)} jobs carry this run's metadata tag: {', '.join(ids)}; `ftkit cancel {self.run.dir}` cancels {which}"
+                self.run.log("warning", message=text)
+
+    # ---- following the job
 
     def follow(self, job: Any) -> Any:
-        """Return the job when it has ended; log its events, each once, and show what people wait for."""
-        fastest = delay = min(_FASTEST, self.options.poll_seconds / 4)
+        """Return the job when it has ended. Log its events, each once, and what the user waits for."""
+        shortest = delay = min(_SHORTEST_WAIT, self.options.poll_seconds / 4)
         while True:
-            moved = self.show(job)
-            moved += self.events(job)
-            if job_status(self.provider, job) in ENDS:
+            changes = self.report_progress(job)
+            changes += self.log_events(job)
+            if job_status(self.provider, job) in JOB_FINAL:
                 return job
-            delay = fastest if moved else min(delay * 1.5, self.options.poll_seconds)
+            delay = shortest if changes else min(delay * 1.5, self.options.poll_seconds)
             time.sleep(jittered(delay))
             job = self.provider.read(
-                f"looking at job {job.id} (it goes on at the provider)",
-                lambda id=job.id: self.jobs.retrieve(id),  # type: ignore[misc]
+                f"looking at job {job.id} (it keeps running at the provider)", partial(self.jobs.retrieve, job.id)
             )
 
-    def show(self, job: Any) -> int:
-        """Tell of a change of status, and of when the provider expects to be done. Return how many changes there were."""
+    def report_progress(self, job: Any) -> int:
+        """Log a change of the status or of the expected finish. Return the number of changes."""
         changes = 0
         status = job_status(self.provider, job)
         if status != self.status:
             self.status, changes = status, 1
-            known = status in (*ENDS, "validating_files", "queued", "running")
-            more = "" if known else ": it waits at the provider, and is looked at until it ends"
+            known = status in (*JOB_FINAL, "validating_files", "queued", "running")
+            more = "" if known else ": the job waits at the provider, and the run looks at it until it ends"
             self.run.log("note", message=f"job {job.id}: {status}{more}")
         finish = getattr(job, "estimated_finish", None)
         if finish and status == "running" and (self.finish is None or abs(finish - self.finish) > 60):
@@ -215,10 +186,10 @@ class _Training:
             self.run.log("note", message=f"the provider expects job {job.id} to finish at {at}, in {left} min")
         return changes
 
-    def events(self, job: Any) -> int:
-        """Log the events that were not seen yet, oldest first; return how many."""
+    def log_events(self, job: Any) -> int:
+        """Log the events that were not seen yet, the oldest first. Return their number."""
 
-        def new() -> list[Any]:
+        def read_new() -> list[Any]:
             found = []
             for event in self.jobs.list_events(job.id, limit=100):  # newest first, page after page
                 if event.id in self.seen:
@@ -226,20 +197,20 @@ class _Training:
                 found.append(event)
             return found
 
-        listed = self.provider.read("reading the job's events", new)
-        listed.reverse()  # of one second, the earlier comes first: sorting keeps it so
-        fresh = sorted(listed, key=lambda event: event.created_at)
-        for event in fresh:
+        listed = self.provider.read("reading the job's events", read_new)
+        listed.reverse()  # the sort below keeps this order among events of the same second
+        new = sorted(listed, key=lambda event: event.created_at)
+        for event in new:
             self.seen.add(event.id)
             step = step_of(event)
             if step is not None:
-                self.step(step)
+                self.log_step(step)
             self.run.log("provider", id=event.id, level=event.level, message=self.provider.clean(event.message))
             if event.level in ("warn", "error"):
                 self.run.log("warning", message=f"job {job.id}: {self.provider.clean(event.message)}")
-        return len(fresh)
+        return len(new)
 
-    def step(self, values: dict[str, Any]) -> None:
+    def log_step(self, values: dict[str, Any]) -> None:
         """Log a step's training loss and its validation loss, each once."""
         step = values["step"]
         if values.get("loss") is not None and step not in self.steps:
@@ -250,63 +221,67 @@ class _Training:
             self.evals.add(step)
             self.run.log("eval", step=step, loss=valid)
 
-    # ---- what it leaves
+    # ---- the results of the job
 
-    def results(self, job: Any) -> None:
-        """Keep the result files, the checkpoints, and the losses that no event told of."""
+    def save_results(self, job: Any) -> None:
+        """Save the result files, the checkpoints, and the losses that no event reported."""
         for number, id in enumerate(job.result_files or ()):
-            with contextlib.suppress(RunFailed):  # a curve is not worth failing a paid job
-                data = self.provider.read(
-                    "reading the result file", lambda id=id: self.provider.client.files.content(id).read(), 30.0
-                )  # type: ignore[misc]
-                text, rows = rows_of_results(data)
+            with contextlib.suppress(RunFailed):  # a missing curve must not fail a paid job
+                data = self.provider.read("reading the result file", partial(self._download, id), 30.0)
+                text, rows = parse_results(data)
                 path = self.run.path("train", f"results{number or ''}.csv")
                 path.write_text(text, encoding="utf-8")
                 for row in rows:
-                    self.step({**row, "max_steps": rows[-1]["step"]})
+                    self.log_step({**row, "max_steps": rows[-1]["step"]})
         with contextlib.suppress(RunFailed):
             found = self.provider.read(
                 "listing the checkpoints", lambda: list(self.jobs.checkpoints.list(job.id)), 30.0
             )
             if found:
-                listed = sorted((c.to_dict() for c in found), key=lambda c: c["step_number"])
+                listed = [c.to_dict() for c in sorted(found, key=lambda c: c.step_number)]
                 write_json(self.run.path("train", "checkpoints.json"), listed)
                 names = ", ".join(f"{c['fine_tuned_model_checkpoint']} (step {c['step_number']})" for c in listed)
                 self.run.log("note", message=f"checkpoints, each a model of its own: {names}")
 
-    def failed(self, job: Any) -> RunFailed:
+    def _download(self, id: str) -> bytes:
+        content: bytes = self.provider.client.files.content(id).read()
+        return content
+
+    def failure_of(self, job: Any) -> RunFailed:
+        """Return the error that says why a job failed or was cancelled."""
         status, error = job_status(self.provider, job), getattr(job, "error", None)
-        said = self.provider.clean(getattr(error, "message", None) or "the provider gives no reason")
+        reason = self.provider.clean(getattr(error, "message", None) or "the provider gives no reason")
         code = str(getattr(error, "code", None) or "")
-        another = f"another job, paid anew: ftkit run --resume {self.run.dir} --create-again"
         if status == "cancelled":
-            return RunFailed(f"job {job.id} was cancelled", another)
+            return RunFailed(f"job {job.id} was cancelled", self.job.another_hint())
         if any(
-            word in f"{code} {said}".lower()
+            word in f"{code} {reason}".lower()
             for word in ("moderation", "unsafe", "safety", "content_policy", "usage polic")
         ):
             return RunFailed(
-                f"job {job.id} was blocked by moderation: {said}", "remove the rows that it may not see, and run again"
+                f"job {job.id} was blocked by moderation: {reason}",
+                "remove the rows that are not allowed, and run again",
             )
         if "training_not_available" in code:
-            return RunFailed(f"job {job.id}: {said}", BARRED)
+            return RunFailed(f"job {job.id}: {reason}", TRAINING_NOT_ALLOWED)
         if (
             "file" in code
             or getattr(error, "param", None) in ("training_file", "validation_file")
             or "n_examples" in code
         ):
-            return RunFailed(f"job {job.id}: the file did not pass validation: {said}",
-                             f"the line numbers are those of {self.run.path('train', 'files', 'train.jsonl')}; mend the data, and run again")  # fmt: skip
-        return RunFailed(f"job {job.id} failed{f' ({code})' if code else ''}: {said}", another)
+            return RunFailed(f"job {job.id}: the file did not pass validation: {reason}",
+                             f"the line numbers are those of {self.run.path('train', 'files', 'train.jsonl')}; fix the data, and run again")  # fmt: skip
+        return RunFailed(f"job {job.id} failed{f' ({code})' if code else ''}: {reason}", self.job.another_hint())
 
-    def model(self, job: Any) -> ModelRef:
-        """Return the handle of the tuned model, and log what its training cost."""
+    def tuned_model(self, job: Any) -> ModelRef:
+        """Return the tuned model, and log what its training cost."""
         price = price_of(self.options)
         tokens = getattr(job, "trained_tokens", None)
         usd = None if price is None or tokens is None else round(tokens * price.training / 1e6, 6)
         facts = {"job": job.id, "trained_tokens": tokens, "usd": usd, "steps": max(self.steps, default=None)}
-        uri = deployed(self.provider, self.run, job)
-        until = last_day(self.provider, uri) if not self.provider.dialect.authoritative else None
-        meta = {"lives": self.provider.lives, "until": until, "job": job.id}
+        uri = deploy(self.provider, self.run, job)
+        authoritative = self.provider.dialect.authoritative
+        shutdown_date = None if authoritative else fetch_shutdown_date(self.provider, uri)
+        meta = {"hosted_by": self.provider.hosted_by, "shutdown_date": shutdown_date, "job": job.id}
         self.run.log("end", **{k: v for k, v in facts.items() if v is not None})
         return ModelRef("remote", uri, self.options.base_model, {k: v for k, v in meta.items() if v is not None})

@@ -1,44 +1,46 @@
-"""Upload a file once: one with the same hash that is already there is used."""
+"""Upload a file once: where the provider has one with the same hash, that one is used."""
 
 from __future__ import annotations
 
 import hashlib
 import time
+from functools import partial
 from typing import Any
 
 from ftkit.api import Run
 from ftkit.errors import RunFailed
 
-from ._client import Provider, kind
+from ._client import Provider
+from ._errors import classify
 from ._rows import DataFile
+from ._state import state_of
 
 _PART = 64 << 20  # bytes: the largest part that the Uploads API takes
-_PROCESSING = 3600.0  # seconds that a provider may look at a file
+_PROCESSING = 3600.0  # seconds that a provider may process a file
 
 
-def uploaded(provider: Provider, run: Run, file: DataFile, purpose: str) -> str:
-    """Return the id of the provider's copy of `file`, uploading it only where it is not there. Raises FtkitError."""
-    files = dict(run.state.get("files") or {})
+def upload_file(provider: Provider, run: Run, file: DataFile, purpose: str) -> str:
+    """Return the id of the provider's copy of `file`. Upload it only where there is none. Raises FtkitError."""
+    files = dict(state_of(run).get("files") or {})
     id = files.get(file.sha256)
-    if id is None or not _usable(provider, id):
-        id = _found(provider, file, purpose)
+    if id is None or not _is_usable(provider, id):
+        id = _find_copy(provider, file, purpose)
         if id is not None:
-            run.log(
-                "note", message=f"the file {file.name[:24]}... is at the provider already ({id}): it is not sent again"
-            )
+            text = f"the file {file.name[:24]}... is at the provider already ({id}): it is not uploaded again"
+            run.log("note", message=text)
         else:
-            id = _sent(provider, file, purpose)
-        run.save_state(files={**files, file.sha256: id})
-    _processed(provider, file, id)
+            id = _send(provider, file, purpose)
+        state_of(run).update(files={**files, file.sha256: id})
+    _wait_for_processing(provider, file, id)
     return id
 
 
-def _usable(provider: Provider, id: str) -> bool:
+def _is_usable(provider: Provider, id: str) -> bool:
     def look() -> bool:
         try:
             found = provider.client.files.retrieve(id)
         except Exception as error:
-            if kind(error) in ("not_found", "model"):
+            if classify(error) in ("not_found", "model"):
                 return False
             raise
         return found.status != "error"
@@ -46,7 +48,7 @@ def _usable(provider: Provider, id: str) -> bool:
     return provider.read("looking for a file", look)
 
 
-def _found(provider: Provider, file: DataFile, purpose: str) -> str | None:
+def _find_copy(provider: Provider, file: DataFile, purpose: str) -> str | None:
     def look() -> str | None:
         for known in provider.client.files.list(purpose=purpose):
             if known.filename == file.name and known.bytes == file.size and known.status != "error":
@@ -56,23 +58,23 @@ def _found(provider: Provider, file: DataFile, purpose: str) -> str | None:
     return provider.read("listing the files", look)
 
 
-def _sent(provider: Provider, file: DataFile, purpose: str) -> str:
+def _send(provider: Provider, file: DataFile, purpose: str) -> str:
     what = f"uploading {file.path.name} ({file.size / 1e6:.1f} MB)"
     if file.size > provider.options.multipart_mb << 20:
-        return _sent_in_parts(provider, file, purpose, what)
+        return _send_in_parts(provider, file, purpose, what)
 
     def send() -> str:
         with open(file.path, "rb") as content:
-            made = provider.client.files.create(file=(file.name, content, "application/jsonl"), purpose=purpose)  # type: ignore[arg-type]
-        return made.id
+            created = provider.client.files.create(file=(file.name, content, "application/jsonl"), purpose=purpose)  # type: ignore[arg-type]
+        return created.id
 
     def send_or_find() -> str:
-        # An upload whose answer was lost may have arrived: looking costs less than a second copy.
+        # The file may have arrived although the answer was lost. A search is cheaper than a second copy.
         try:
             return send()
         except Exception as error:
-            if kind(error) in ("server", "network", "timeout", "malformed"):
-                found = _found(provider, file, purpose)
+            if classify(error) in ("server", "network", "timeout", "malformed"):
+                found = _find_copy(provider, file, purpose)
                 if found is not None:
                     return found
             raise
@@ -80,7 +82,7 @@ def _sent(provider: Provider, file: DataFile, purpose: str) -> str:
     return provider.read(what, send_or_find)
 
 
-def _sent_in_parts(provider: Provider, file: DataFile, purpose: str, what: str) -> str:
+def _send_in_parts(provider: Provider, file: DataFile, purpose: str, what: str) -> str:
     client = provider.client.uploads
     upload = provider.read(what, lambda: client.create(
         filename=file.name, purpose=purpose, bytes=file.size, mime_type="application/jsonl"))  # type: ignore[arg-type]  # fmt: skip
@@ -90,29 +92,26 @@ def _sent_in_parts(provider: Provider, file: DataFile, purpose: str, what: str) 
     with open(file.path, "rb") as content:
         while data := content.read(size):
             md5.update(data)
-            part = provider.read(
-                f"{what}, part {len(part_ids) + 1}",
-                lambda data=data: client.parts.create(upload.id, data=("part", data)),
-            )  # type: ignore[misc]
-            part_ids.append(part.id)
+            send_part = partial(client.parts.create, upload.id, data=("part", data))
+            part_ids.append(provider.read(f"{what}, part {len(part_ids) + 1}", send_part).id)
     done: Any = provider.read(what, lambda: client.complete(upload.id, part_ids=part_ids, md5=md5.hexdigest()))
     if done.file is None:
-        raise RunFailed(f"{provider.dialect.where} gave no file for the finished upload {upload.id}", "try again")
+        raise RunFailed(f"{provider.dialect.label} returned no file for the finished upload {upload.id}", "try again")
     return str(done.file.id)
 
 
-def _processed(provider: Provider, file: DataFile, id: str) -> None:
-    """Wait until the provider has looked at the file. Raises RunFailed with its reasons where it refuses it."""
+def _wait_for_processing(provider: Provider, file: DataFile, id: str) -> None:
+    """Wait until the provider has processed the file. Raises RunFailed with its reasons where it refuses the file."""
 
     def wait() -> Any:
         return provider.client.files.wait_for_processing(id, poll_interval=1.0, max_wait_seconds=_PROCESSING)
 
     began = time.monotonic()
     try:
-        found = provider.read(f"waiting for {file.path.name} to be looked at", wait)
+        found = provider.read(f"waiting until {file.path.name} is processed", wait)
     except RuntimeError:
         raise RunFailed(f"the provider did not process {file.path.name} in {time.monotonic() - began:.0f} s",
                         f"look again: ftkit run --resume {file.path.parents[2]}") from None  # fmt: skip
     if found.status == "error":
         why = provider.clean(found.status_details or "it gives no reason")
-        raise RunFailed(f"the provider refuses {file.path.name}: {why}", f"its lines are those of {file.path}")
+        raise RunFailed(f"the provider refuses {file.path.name}: {why}", f"the line numbers are those of {file.path}")

@@ -47,7 +47,7 @@ def generation_of(chat: Chat, max_tokens: int) -> GenerationConfig:
     if temperature < _GREEDY_BELOW or top_p == 0:
         return GenerationConfig(max_new_tokens=tokens)
     seed = secrets.randbelow(2**32) if chat.seed is None else chat.seed % 2**32
-    return GenerationConfig(tokens, temperature, top_p, seed, chat.n or 1)
+    return GenerationConfig(max_new_tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, samples=chat.n or 1)
 
 
 def completion(chat: Chat, predictions: Sequence[Prediction]) -> Doc:

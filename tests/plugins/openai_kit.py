@@ -1,4 +1,4 @@
-"""What the tests of the managed backend share: rows, recipes, runs in this process and in ones that can be killed."""
+"""What the tests of the managed backend share: rows, recipes, runs in this process and in processes that can be killed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from openai_stub import KEY, MODEL, Stub
 
+import ftkit
 from ftkit.console import Console
 from ftkit.directory import RunDirectory
 from ftkit.files import read_json
+from ftkit.records import Example, Message, Task
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"find_window": 0.4, "patience": 5.0, "timeout": 5.0, "poll_seconds": 0.1, "model_wait": 5.0, "concurrency": 4}
@@ -32,7 +34,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stub]:
 
 
 def write_rows(folder: Path, train: int = 12, test: int = 12, validation: int = 4) -> Path:
-    """Write splits whose right answer is the input in upper case and one word more: what the stub's tuned model says."""
+    """Write splits whose right answer is the input in upper case and the word DONE: the answer of the stub's tuned model."""
     folder.mkdir(exist_ok=True)
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         lines = [{"input": f"{split} row {i}", "target": f"{split} row {i} done".upper()} for i in range(count)]
@@ -40,14 +42,14 @@ def write_rows(folder: Path, train: int = 12, test: int = 12, validation: int = 
     return folder
 
 
-def learned(body: dict[str, Any]) -> str:
+def answer_of(body: dict[str, Any]) -> str:
     """The stub's answers: the tuned model's are right, the base model's are not."""
     text: str = body["messages"][-1]["content"]
     return f"{text.upper()} DONE" if body["model"].startswith("ft:") else text
 
 
 def recipe(stub: Stub, folder: Path, **backend: Any) -> dict[str, Any]:
-    stub.answer = stub.answer or learned
+    stub.answer = stub.answer or answer_of
     return {
         "name": "managed",
         "dataset": {"path": str(folder)},
@@ -59,17 +61,20 @@ def recipe(stub: Stub, folder: Path, **backend: Any) -> dict[str, Any]:
 
 def run(stub: Stub, tmp_path: Path, sizes: dict[str, int] | None = None, **backend: Any) -> RunDirectory:
     """Run a recipe against the stub in this process. Raises FtkitError; the directory is then the newest in runs/."""
-    from ftkit.recipe.load import load_recipe
-    from ftkit.run.stages import start
+    made = recipe(stub, write_rows(tmp_path / "rows", **(sizes or {})), **backend)
+    return ftkit.run(made, out=tmp_path / "runs", console=Console(), yes=True).directory
 
-    loaded = load_recipe(recipe(stub, write_rows(tmp_path / "rows", **(sizes or {})), **backend))
-    return start(loaded, tmp_path / "runs", Console(), yes=True)
+
+def make_task(rows: int = 20, text: str = "word " * 40) -> Task:
+    """Return a task without files: its training rows, the first ten of which are its test rows."""
+    examples = tuple(
+        Example(f"r{i}", (Message("user", f"{i} {text}"),), ("a short answer",), text) for i in range(rows)
+    )
+    return Task("t", {"train": examples, "test": examples[:10]}, {"train": f"{rows}{text}", "test": "t"}, "p")
 
 
 def resume(directory: Path, create_again: bool = False) -> RunDirectory:
-    from ftkit.run.stages import resume as go_on
-
-    return go_on(directory, Console(), yes=True, create_again=create_again)
+    return ftkit.resume(directory, Console(), {"create-again": "yes"} if create_again else None).directory
 
 
 def newest(tmp_path: Path) -> Path:
@@ -77,7 +82,7 @@ def newest(tmp_path: Path) -> Path:
 
 
 def state(directory: Path) -> dict[str, Any]:
-    path = directory / "train" / "state.json"
+    path = directory / "state" / "openai-managed.json"
     data: dict[str, Any] = read_json(path) if path.exists() else {}
     return data
 
@@ -93,9 +98,9 @@ def finished(context: RunDirectory, stub: Stub, rows: int = 12) -> None:
 
 
 class Forks:
-    """`ftkit ARGUMENTS` in processes that start at once: a parent has imported everything, and forks.
+    """`ftkit ARGUMENTS` in processes that start quickly: a parent that has imported everything forks them.
 
-    The parent holds no thread, so that its children are as whole as a process that was just started.
+    The parent has no second thread, so that a child is like a process that was just started.
     """
 
     def __init__(self, cwd: Path) -> None:
@@ -136,12 +141,12 @@ class Forks:
 
 
 def _parent() -> None:
-    """Fork one child after the other, as standard input says."""
+    """Fork one child after the other, each with the arguments of a line of standard input."""
     sys.path.insert(0, str(ROOT))
     import ftkit_metrics._text  # noqa: F401
-    import ftkit_openai._infer
-    import ftkit_openai._train
-    import ftkit_openai.cancel  # noqa: F401
+    import ftkit_openai._cancel
+    import ftkit_openai._session
+    import ftkit_openai._train  # noqa: F401
 
     from ftkit.cli.main import main
     from ftkit.plugins import installed_plugins

@@ -1,4 +1,4 @@
-"""The official description of OpenAI's API, and whether a request or a response agrees with it.
+"""The official description of OpenAI's API, and whether a request or a response conforms to it.
 
 The description is ../shared/data/openai-api/openapi.yaml; tests that need it skip where it is absent.
 """
@@ -17,8 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DESCRIPTION = ROOT.parent / "shared" / "data" / "openai-api" / "openapi.yaml"
-# Only what ftkit speaks: resolving the whole description takes several times as long.
-IRREPLACEABLE = ("seed",)  # deprecated, and nothing took its place
+IRREPLACEABLE = ("seed",)  # deprecated, without a replacement
+# Only what ftkit uses: resolving the whole description takes several times as long.
 PATHS = ("/files", "/uploads", "/fine_tuning/jobs", "/models", "/batches", "/chat/completions")
 
 pytest.importorskip("openapi_core", reason="openapi-core is not installed")
@@ -32,7 +32,7 @@ class Disagrees(AssertionError):
 
 
 class Request:
-    """A request as openapi-core wants it; `path` begins with the API's own root (/v1/files)."""
+    """A request in the form that openapi-core requires; `path` begins with the API's own root (/v1/files)."""
 
     def __init__(self, method: str, url: str, body: bytes, content_type: str | None) -> None:
         from openapi_core.datatypes import RequestParameters
@@ -50,7 +50,7 @@ class Request:
 
 
 class Response:
-    """A response as openapi-core wants it."""
+    """A response in the form that openapi-core requires."""
 
     def __init__(self, status: int, body: bytes, content_type: str) -> None:
         self.status_code, self.data, self.content_type = status, body, content_type
@@ -64,11 +64,11 @@ class Spec:
         from openapi_core import Config, OpenAPI
 
         self.data = data
-        # The description itself is not on trial: checking it takes seconds.
+        # The description itself is not checked: that takes seconds.
         self.openapi = OpenAPI.from_dict(data, config=Config(spec_validator_cls=None))
 
     def validate_request(self, method: str, url: str, body: bytes = b"", content_type: str | None = None) -> None:
-        """Raise Disagrees where a request (a whole URL or a path from /v1 on) is not as described."""
+        """Raise Disagrees where a request (a whole URL or a path from /v1 on) does not conform."""
         self._call(self.openapi.validate_request, Request(method, url, body, content_type), f"{method} {url}")
         if (content_type or "").startswith("application/json"):
             path = urlsplit(url).path
@@ -101,9 +101,9 @@ class Spec:
         body: bytes,
         content_type: str = "application/json",
     ) -> None:
-        """Raise Disagrees where the response to a request is not as described.
+        """Raise Disagrees where the response to a request does not conform.
 
-        The description knows success alone; an error must have OpenAI's shape, `{"error": {"message", ...}}`.
+        The description contains successes only; an error must have OpenAI's shape, `{"error": {"message", ...}}`.
         """
         if status >= 400:
             error = json.loads(body).get("error")
@@ -111,13 +111,13 @@ class Spec:
                 raise Disagrees(f"{method} {url}: {status} {body[:500]!r} is no error in OpenAI's shape")
             return
         if urlsplit(url).path.endswith("/content"):
-            return  # a file's bytes; the description calls them a JSON string, which no server sends
+            return  # a file's bytes; the description says JSON string, which no server sends
         request = Request(method, url, b"", None)
         answer = Response(status, body, content_type)
         self._call(lambda r: self.openapi.validate_response(r, answer), request, f"{method} {url} -> {status}")
 
     def validate_schema(self, name: str, data: Any) -> None:
-        """Raise Disagrees where `data` is not as the schema of that name describes it (an event of a stream)."""
+        """Raise Disagrees where `data` does not conform to the schema of that name (an event of a stream)."""
         import jsonschema
 
         schema = {"$ref": f"#/components/schemas/{name}", "components": self.data["components"]}
@@ -143,14 +143,14 @@ class Spec:
 
 @functools.cache
 def load() -> Spec:
-    """Return the description. Skips the test that asks where the file is absent."""
+    """Return the description. Skips the calling test where the file is absent."""
     if not DESCRIPTION.exists():
         pytest.skip("the description of OpenAI's API is not on this machine: shared/data/openai-api/openapi.yaml")
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     whole = yaml.load(DESCRIPTION.read_bytes(), Loader=loader)
-    # Its own example of a paused job has this status, which its list of statuses lacks.
+    # Its own example of a paused job has this status, but its list of statuses does not.
     whole["components"]["schemas"]["FineTuningJob"]["properties"]["status"]["enum"].append("paused")
     return Spec(_pruned(_normalised(whole)))
 
@@ -162,10 +162,10 @@ def spec() -> Spec:
 
 
 def _normalised(node: Any) -> Any:
-    """Mend what is OpenAPI 3.0 in a description that calls itself 3.1, and what openapi-core cannot follow.
+    """Fix what is OpenAPI 3.0 in a description that calls itself 3.1, and what openapi-core cannot handle.
 
     Boolean exclusiveMinimum and nullable; binary strings, which arrive as bytes; discriminators without a
-    mapping, which name no schema that exists (the alternatives are tried all the same).
+    mapping, which name no existing schema (the alternatives are tried anyway).
     """
     if isinstance(node, list):
         return [_normalised(n) for n in node]
@@ -186,7 +186,7 @@ def _normalised(node: Any) -> Any:
 
 
 def _pruned(whole: dict[str, Any]) -> dict[str, Any]:
-    """Return the description with `PATHS` and the schemas they reach alone."""
+    """Return the description with only `PATHS` and the schemas that they use."""
     paths = {path: item for path, item in whole["paths"].items() if path.startswith(PATHS) and "?" not in path}
     schemas = whole["components"]["schemas"]
     reached: set[str] = set()

@@ -1,10 +1,10 @@
-"""A small real HTTP server on loopback that speaks OpenAI's wire format and fails as it is told to.
+"""A small real HTTP server on loopback that speaks OpenAI's wire format, and fails where a test says so.
 
-It is strict where OpenAI is (keys, unknown files, deprecated fields are the spec's business) and keeps all
-requests, so that a test can count what was paid for.
+It is as strict as OpenAI with keys and unknown files (openai_spec.py checks the fields). It keeps all requests, so
+that a test can count what was paid for.
 
     with Stub() as stub:
-        stub.fail("POST", "/v1/fine_tuning/jobs", status=502, after=True)   # the job is made, its answer lost
+        stub.fail("POST", "/v1/fine_tuning/jobs", status=502, after=True)   # the job is created, its answer lost
         ... stub.url, stub.jobs, stub.answered
 """
 
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Seen:
-    """One request as it came in, and the answer it got."""
+    """One request, and the answer to it."""
 
     method: str
     path: str  # with its query
@@ -46,7 +46,7 @@ class Seen:
 
 @dataclass
 class Fault:
-    """What happens to matching requests instead of (or, `after`, in spite of) being served."""
+    """What happens to matching requests in place of the answer, or after the request was processed (`after`)."""
 
     method: str
     path: re.Pattern[str]
@@ -58,9 +58,9 @@ class Fault:
     reset: bool = False  # cut the connection instead of answering
     half: bool = False  # cut it in the middle of the answer
     early: bool = False  # cut it before the request's body was read
-    after: bool = False  # do what was asked first
+    after: bool = False  # process the request first
     delay: float = 0.0
-    when: Callable[[Json], bool] | None = None  # looks at the JSON body
+    when: Callable[[Json], bool] | None = None  # a condition on the JSON body
 
 
 class ApiError(Exception):
@@ -70,7 +70,7 @@ class ApiError(Exception):
 
 
 class Stub:
-    """The server and all that it knows. Attributes may be changed while it runs."""
+    """The server and its data. Attributes may be changed while it runs."""
 
     def __init__(self, latency: float = 0.0, job_seconds: float = 0.15, steps: int = 6, prefix: str = "/v1") -> None:
         self.latency, self.job_seconds, self.steps, self.prefix = latency, job_seconds, steps, prefix
@@ -83,20 +83,20 @@ class Stub:
         self.uploads: dict[str, Json] = {}
         self.jobs: dict[str, Json] = {}
         self.batches: dict[str, Json] = {}
-        self.plan: list[str] = ["validating_files", "queued", "running"]  # what a job goes through before it ends
+        self.plan: list[str] = ["validating_files", "queued", "running"]  # the statuses of a job before it ends
         self.ending = "succeeded"
         self.job_error: Json | None = None
-        self.end_with_empty_error = False  # jobs say `error: {}` where they have none to tell
+        self.end_with_empty_error = False  # jobs answer `error: {}` where they have no error
         self.results_base64 = True
         self.hide_jobs_for = 0.0  # seconds that a new job is missing in lists
         self.model_missing_for = 0.0  # seconds that a tuned model answers 404
         self.batch_seconds = 0.2
         self.answer: Callable[[Json], str] | None = None
         self.rate_headers: Json = {}
-        self.per_second: float | None = None  # requests a second that are let through; the others get 429
-        self.asked: list[Seen] = []
+        self.per_second: float | None = None  # requests a second that are answered; the others get 429
+        self.requests: list[Seen] = []
         self.faults: list[Fault] = []
-        self.answered = 0  # chat requests that were answered: what is paid for
+        self.answered = 0  # chat requests that were answered, and are paid for
         self.refused = 0
         self.deployments: dict[str, Json] = {}
         self.keep_bodies = True
@@ -128,14 +128,14 @@ class Stub:
             allow_reuse_address = True
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that went away is what the tests are about."""
+                """Ignore it: the tests disconnect clients on purpose."""
 
         self._server = Server(("127.0.0.1", self._port), Handler)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """Stop listening and cut all connections; what is known stays."""
+        """Stop listening and cut all connections; the data stay."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -149,7 +149,7 @@ class Stub:
         return f"http://127.0.0.1:{self._port}{self.prefix}"
 
     def fail(self, method: str, path: str, **how: Any) -> Fault:
-        """Let the next `times` requests fail whose path begins with `path`, a regular expression."""
+        """Make the next `times` requests to `path`, a regular expression, fail."""
         fault = Fault(method, re.compile(path + r"(?:\?|$)"), **how)
         self.faults.append(fault)
         return fault
@@ -164,9 +164,9 @@ class Stub:
         }
 
     def count(self, method: str, path: str) -> int:
-        return sum(s.method == method and re.fullmatch(path, s.path.split("?")[0]) is not None for s in self.asked)
+        return sum(s.method == method and re.fullmatch(path, s.path.split("?")[0]) is not None for s in self.requests)
 
-    # ---- what requests do; each returns a JSON document, bytes, or raises ApiError
+    # ---- one method per request; each returns a JSON document or bytes, or raises ApiError
 
     def new_id(self, prefix: str) -> str:
         with self._lock:
@@ -254,7 +254,7 @@ class Stub:
         return self.shown(id)
 
     def shown(self, id: str) -> Json:
-        """Return a job as it is by now: it moves through its plan, then ends."""
+        """Return a job as it is now: it goes through its plan, then ends."""
         job = self.jobs[id]
         spent = time.monotonic() - job["_began"]
         if job["status"] not in ("succeeded", "failed", "cancelled"):
@@ -379,7 +379,7 @@ class Stub:
         if cancelled or (batch["status"] == "in_progress" and time.monotonic() - batch["_began"] >= self.batch_seconds):
             good, bad = [], []
             lines = batch["_lines"]
-            for line in lines[: len(lines) // 2] if cancelled else lines:  # what it has answered is paid for
+            for line in lines[: len(lines) // 2] if cancelled else lines:  # the answered part is paid for
                 row = {"id": self.new_id("batch_req_"), "custom_id": line["custom_id"], "error": None}
                 try:
                     if any(f.times > 0 and f.when and f.when(line["body"]) for f in self.faults):
@@ -416,7 +416,7 @@ class Stub:
     # ---- the deployment steps of Azure and Nebius
 
     def put_deployment(self, query: dict[str, str], body: Any, name: str) -> Json:
-        self.deployments[name] = {"name": name, "asked": body}
+        self.deployments[name] = {"name": name, "request": body}
         return {"properties": {"provisioningState": "Creating"}}
 
     def get_deployment(self, query: dict[str, str], body: Any, name: str) -> Json:
@@ -424,14 +424,14 @@ class Stub:
 
     def post_adapter(self, query: dict[str, str], body: Any) -> Json:
         name = f"{body['base_model']}-LoRa:{body['name']}-AbCd"
-        self.deployments[name] = {"name": name, "status": "active", "asked": body}
+        self.deployments[name] = {"name": name, "status": "active", "request": body}
         return {"name": body["name"], "status": "validating"}
 
     def list_adapters(self, query: dict[str, str], body: Any) -> Json:
         return {"models": list(self.deployments.values())}
 
     def too_many(self) -> bool:
-        """Say whether a chat request is above `per_second`: a bucket that holds a tenth of a second's worth."""
+        """Say whether a chat request exceeds `per_second`, by a token bucket for a tenth of a second."""
         if self.per_second is None:
             return False
         with self._lock:
@@ -506,7 +506,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def serve(self) -> None:
         stub = self.state
@@ -518,7 +518,7 @@ class _Handler(BaseHTTPRequestHandler):
         content_type = self.headers.get("content-type") or ""
         key = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
         seen = Seen(self.command, self.path, body if stub.keep_bodies else b"", content_type, time.time(), key)
-        stub.asked.append(seen)
+        stub.requests.append(seen)
         parsed = self.parsed(body, content_type)
         fault = fault or self.fault(lambda f: f.when is not None and isinstance(parsed, dict) and f.when(parsed))
         if fault:
@@ -534,7 +534,7 @@ class _Handler(BaseHTTPRequestHandler):
             if answers:
                 status = fault.status or 200
                 error = (
-                    {"message": "told to fail", "type": "server_error", "param": None, "code": None}
+                    {"message": "a fault of the test", "type": "server_error", "param": None, "code": None}
                     if fault.error is None
                     else fault.error
                 )
@@ -575,7 +575,7 @@ class _Handler(BaseHTTPRequestHandler):
         stub = self.state
         try:
             if stub.key is not None and key != stub.key and "/deployments/" not in self.path:
-                # OpenAI says back much of the key that it was sent; this one says all of it.
+                # OpenAI repeats a part of the key in this message; the stub repeats all of it.
                 raise ApiError(
                     401, f"Incorrect API key provided: {key}. You can find your API key at ...", "invalid_api_key"
                 )

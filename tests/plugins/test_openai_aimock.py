@@ -1,4 +1,4 @@
-"""The managed backend against a server that others wrote: @copilotkit/aimock, well and with injected faults.
+"""The managed backend against an independent server, @copilotkit/aimock, without and with injected faults.
 
 Opt-in, by `make test-aimock`: it needs node.
 """
@@ -17,11 +17,11 @@ import pytest
 from openai_kit import QUICK, ROOT, newest, resume, write_rows
 from openai_stub import KEY, MODEL
 
+import ftkit
 from ftkit.console import Console
 from ftkit.directory import RunDirectory
 from ftkit.errors import RunFailed
 from ftkit.recipe.load import load_recipe
-from ftkit.run.stages import start
 
 pytestmark = [pytest.mark.opt_in, pytest.mark.needs("node", "tests/aimock/node_modules")]
 SERVER = ROOT / "tests" / "aimock" / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
@@ -88,7 +88,7 @@ def jobs_of(url: str, run: RunDirectory) -> int:
 
 def test_a_run_against_it(aimock: Callable[..., str], tmp_path: Path) -> None:
     url = aimock()
-    done = start(recipe(url, tmp_path), tmp_path / "runs", Console(), yes=True)  # type: ignore[arg-type]
+    done = ftkit.run(recipe(url, tmp_path), out=tmp_path / "runs", console=Console(), yes=True).directory
     assert done.record().status == "done" and jobs_of(url, done) == 1
     for name, text in (("baseline", "untouched"), ("tuned", "TEST ROW 1 DONE")):
         assert {p.text for p in done.predictions(name)} == {text}
@@ -102,12 +102,12 @@ def test_a_run_with_injected_faults(aimock: Callable[..., str], tmp_path: Path) 
     for _ in range(10):
         try:
             if directory is None:
-                done = start(recipe(url, tmp_path), tmp_path / "runs", Console(), yes=True)  # type: ignore[arg-type]
+                done = ftkit.run(recipe(url, tmp_path), out=tmp_path / "runs", console=Console(), yes=True).directory
             else:
                 done = resume(directory, create_again=True)
             break
-        except RunFailed as error:  # a create whose fate is unknown is left to the user: this one says go on
-            if "unknown whether a job exists" not in str(error):
+        except RunFailed as error:  # where the outcome is unknown the user decides: this one confirms another job
+            if "outcome unknown: a job may exist" not in str(error):
                 raise
             directory = newest(tmp_path)
     assert done.record().status == "done" and jobs_of(url, done) == 1

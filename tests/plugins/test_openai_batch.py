@@ -1,4 +1,4 @@
-"""Answers through the Batch API: half the price, made once, and each kept."""
+"""Answers through the Batch API: half the price, each batch created once, each answer saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_batches_cost_half_and_give_the_same_answers(stub: Stub, tmp_path: Path)
     stub.jobs.clear()
     half = run(stub, tmp_path, use_batch_api=True)
     finished(half, stub)
-    assert len(stub.batches) == 1, "the baseline is the same model asked the same: it is reused"
+    assert len(stub.batches) == 1, "the baseline has the same model and requests: it is reused"
     for a, b in zip(whole.predictions("tuned"), half.predictions("tuned"), strict=True):
         assert (a.example_id, a.text) == (b.example_id, b.text) and b.usd == pytest.approx(a.usd / 2)  # type: ignore[operator]
     assert "ftkit_batch" in next(iter(stub.batches.values()))["metadata"]
@@ -38,9 +38,9 @@ def test_a_batch_whose_answer_was_lost_is_found(stub: Stub, tmp_path: Path, faul
     assert len(stub.batches) == 2 and stub.answered == 24
 
 
-def test_a_batch_in_doubt_is_left_to_the_user(stub: Stub, tmp_path: Path) -> None:
+def test_a_batch_of_unknown_outcome_is_left_to_the_user(stub: Stub, tmp_path: Path) -> None:
     fault = stub.fail("POST", "/v1/batches", status=502, times=10)
-    with pytest.raises(RunFailed, match="unknown whether a batch of requests exists"):
+    with pytest.raises(RunFailed, match="outcome unknown: a batch of requests may exist"):
         run(stub, tmp_path, use_batch_api=True)
     fault.times = 0
     finished(resume(newest(tmp_path), create_again=True), stub)
@@ -49,19 +49,20 @@ def test_a_batch_in_doubt_is_left_to_the_user(stub: Stub, tmp_path: Path) -> Non
 
 def cancelled(directory: Path) -> str:
     from click.testing import CliRunner
-    from ftkit_openai.cancel import cancel
+
+    from ftkit.cli.run import cancel
 
     return CliRunner().invoke(cancel, [str(directory)], catch_exceptions=False).output
 
 
-def test_cancel_finds_a_batch_in_doubt(stub: Stub, tmp_path: Path) -> None:
+def test_cancel_finds_a_batch_of_unknown_outcome(stub: Stub, tmp_path: Path) -> None:
     stub.batch_seconds = 60
     stub.fail("POST", "/v1/batches", status=502, after=True)
     shown = stub.list_batches
     stub.list_batches = lambda query, body: {"object": "list", "data": [], "has_more": False}  # type: ignore[method-assign]
-    with pytest.raises(RunFailed, match="unknown whether a batch"):
+    with pytest.raises(RunFailed, match="outcome unknown: a batch of requests may exist"):
         run(stub, tmp_path, use_batch_api=True)
-    assert "unknown whether a batch exists" in cancelled(newest(tmp_path))
+    assert "outcome unknown: a batch may exist" in cancelled(newest(tmp_path))
     stub.list_batches = shown  # type: ignore[method-assign]
     (batch,) = stub.batches
     assert f"batch {batch}: cancelling" in cancelled(newest(tmp_path))
@@ -70,7 +71,7 @@ def test_cancel_finds_a_batch_in_doubt(stub: Stub, tmp_path: Path) -> None:
     assert len(stub.batches) == 1
 
 
-def test_cancel_ends_the_spending_of_a_run_at_work(stub: Stub, tmp_path: Path) -> None:
+def test_cancel_ends_the_spending_of_a_running_run(stub: Stub, tmp_path: Path) -> None:
     stub.batch_seconds = 60
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe(stub, write_rows(tmp_path / "rows"), use_batch_api=True)))
@@ -80,7 +81,7 @@ def test_cancel_ends_the_spending_of_a_run_at_work(stub: Stub, tmp_path: Path) -
         while not stub.count("GET", "/v1/batches/[^/]+"):
             time.sleep(0.01)
         directory = newest(tmp_path)
-        assert "the run itself is at work" in cancelled(directory)
+        assert "the run itself is running" in cancelled(directory)
         assert forks.wait() == 1
         assert "was cancelled; what it answered is kept" in forks.log.read_text()
     finally:
@@ -97,9 +98,9 @@ def test_cancel_ends_the_spending_of_a_run_at_work(stub: Stub, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("place", "says"),
-    [("/v1/files", "interrupted before a batch was created"), ("/v1/batches", "unknown whether a batch exists")],
+    [("/v1/files", "interrupted before a batch was created"), ("/v1/batches", "outcome unknown: a batch may exist")],
 )
-def test_ctrl_c_before_a_batch_exists_does_not_say_that_it_goes_on(
+def test_ctrl_c_before_a_batch_exists_does_not_say_that_it_keeps_running(
     stub: Stub, tmp_path: Path, place: str, says: str
 ) -> None:
     stub.fail("POST", place, delay=3.0, reset=True)
@@ -113,7 +114,7 @@ def test_ctrl_c_before_a_batch_exists_does_not_say_that_it_goes_on(
         os.kill(pid, signal.SIGINT)
         assert forks.wait() == 130
         said = forks.log.read_text()
-        assert says in said and "goes on at the provider" not in said
+        assert says in said and "keeps running at the provider" not in said
     finally:
         forks.close()
 
@@ -121,13 +122,13 @@ def test_ctrl_c_before_a_batch_exists_does_not_say_that_it_goes_on(
 KILLS = int(os.environ.get("FTKIT_KILLS", "5"))
 
 
-def test_kill_at_random_moments_makes_each_batch_once(stub: Stub, tmp_path: Path) -> None:
+def test_kill_at_random_moments_creates_each_batch_once(stub: Stub, tmp_path: Path) -> None:
     """The seed is printed; FTKIT_SEED repeats it."""
     seed = int(os.environ.get("FTKIT_SEED") or random.randrange(10**6))
     print(f"FTKIT_SEED={seed}")
     moments = random.Random(seed)
-    made = stub.post_batch
-    stub.post_batch = lambda *a: (time.sleep(0.1), made(*a), time.sleep(0.1))[1]  # type: ignore[method-assign,func-returns-value]
+    create = stub.post_batch
+    stub.post_batch = lambda *a: (time.sleep(0.1), create(*a), time.sleep(0.1))[1]  # type: ignore[method-assign,func-returns-value]
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe(stub, write_rows(tmp_path / "rows"), use_batch_api=True, find_window=0.3)))
     forks = Forks(tmp_path)
@@ -135,21 +136,23 @@ def test_kill_at_random_moments_makes_each_batch_once(stub: Stub, tmp_path: Path
         for number in range(KILLS):
             stub.jobs.clear()
             stub.batches.clear()
-            answered, requests, out = stub.answered, len(stub.asked), tmp_path / "kills" / str(number)
+            answered, requests, out = stub.answered, len(stub.requests), tmp_path / "kills" / str(number)
             pid = forks.start("run", path, "--out", out, "--yes", "--no-reuse")
-            while len(stub.asked) == requests:
+            while len(stub.requests) == requests:
                 time.sleep(0.005)
             time.sleep(moments.uniform(0.0, 2.5))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             forks.wait()
-            time.sleep(0.25)  # what the server took in ends there
-            directories = list(out.glob("*/lock.json"))
-            if not directories:  # it had not begun
+            time.sleep(0.25)  # the server finishes the requests that it has received
+            directories = list(out.glob("*/run.json"))
+            if not directories:  # the run had not begun
                 continue
             status, said = forks.run("run", "--resume", directories[0].parent, "--yes")
-            if status == 1 and "it is unknown whether a" in said:
-                status, said = forks.run("run", "--resume", directories[0].parent, "--create-again", "--yes")
+            if status == 1 and "outcome unknown: a" in said:
+                status, said = forks.run(
+                    "run", "--resume", directories[0].parent, "--answer", "create-again=yes", "--yes"
+                )
             assert status == 0, said
             finished(RunDirectory.open(directories[0].parent), stub)
             assert len(stub.batches) == 2 and stub.answered - answered == 24, f"kill {number}"
@@ -157,7 +160,7 @@ def test_kill_at_random_moments_makes_each_batch_once(stub: Stub, tmp_path: Path
         forks.close()
 
 
-def test_lines_that_fail_are_asked_again_once_then_failed_predictions(stub: Stub, tmp_path: Path) -> None:
+def test_lines_that_fail_are_retried_once_and_then_failed_predictions(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", "/nowhere", times=10**6, when=lambda body: body["messages"][-1]["content"] == "test row 3")
     done = run(stub, tmp_path, use_batch_api=True)
     (failed,) = [p for p in done.predictions("tuned") if p.error]
@@ -165,7 +168,7 @@ def test_lines_that_fail_are_asked_again_once_then_failed_predictions(stub: Stub
     assert sorted(b["request_counts"]["total"] for b in stub.batches.values()) == [1, 1, 12, 12]
 
 
-def test_an_interrupted_batch_goes_on_and_is_come_back_to(stub: Stub, tmp_path: Path) -> None:
+def test_an_interrupted_batch_keeps_running_and_the_run_resumes_with_it(stub: Stub, tmp_path: Path) -> None:
     stub.batch_seconds = 60
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe(stub, write_rows(tmp_path / "rows"), use_batch_api=True)))
@@ -175,7 +178,8 @@ def test_an_interrupted_batch_goes_on_and_is_come_back_to(stub: Stub, tmp_path: 
         while not stub.count("GET", "/v1/batches/[^/]+"):
             time.sleep(0.01)
         os.kill(pid, signal.SIGINT)
-        assert forks.wait() == 130 and "the batch goes on at the provider" in forks.log.read_text()
+        (batch,) = stub.batches
+        assert forks.wait() == 130 and f"batch {batch} keeps running at the provider" in forks.log.read_text()
         for how in (signal.SIGKILL, signal.SIGKILL):
             pid = forks.start("run", "--resume", newest(tmp_path))
             time.sleep(0.4)

@@ -1,4 +1,4 @@
-"""Faults on a real connection: whatever breaks, at most one job exists, exactly one in the end, and answers are kept."""
+"""Faults on a real connection: at most one job exists at any time, exactly one in the end, and answers are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from openai_kit import Forks, finished, newest, recipe, resume, run, state, stub, write_rows
 from openai_stub import KEY, Stub
 
-from ftkit.directory import RunDirectory
+from ftkit.directory import PluginState, RunDirectory
 from ftkit.errors import FtkitError, RunFailed
 from ftkit.files import read_jsonl
 
@@ -27,7 +27,7 @@ __all__ = ["stub"]
 CREATE = "/v1/fine_tuning/jobs"
 CHAT = "/v1/chat/completions"
 
-# ---------------------------------------------------------------- what passes by itself
+# ---------------------------------------------------------------- retryable failures
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ CHAT = "/v1/chat/completions"
     ],
     ids=lambda f: "-".join(map(str, f))[:40],
 )  # fmt: skip
-def test_every_request_gets_over_a_fault(stub: Stub, tmp_path: Path, fault: dict[str, Any]) -> None:
-    """The same fault at each place that is only read, uploaded or asked: the run ends as if nothing had been."""
+def test_every_request_survives_a_fault(stub: Stub, tmp_path: Path, fault: dict[str, Any]) -> None:
+    """The same fault in reads, uploads and chat requests: the run ends as without the fault."""
     places = [("POST", "/v1/files"), ("GET", r"/v1/fine_tuning/jobs/[^/]+"), ("POST", CHAT), ("GET", "/v1/models")]
     for method, path in places:
         stub.fail(method, path, **fault)
     finished(run(stub, tmp_path, timeout=2.0, patience=20.0), stub)
-    assert sum(f.times for f in stub.faults) == 0, "a fault that never came proves nothing"
+    assert sum(f.times for f in stub.faults) == 0, "every fault must have occurred"
     sent = [f for f in stub.files.values() if f["purpose"] == "fine-tune"]
     assert len(sent) <= (3 if fault.get("after") or fault.get("delay") else 2)
 
@@ -86,27 +86,25 @@ def test_every_request_gets_over_a_fault(stub: Stub, tmp_path: Path, fault: dict
 )
 def test_a_job_whose_answer_was_lost_is_found(stub: Stub, tmp_path: Path, fault: dict[str, Any]) -> None:
     stub.fail("POST", CREATE, after=True, **fault)
-    stub.hide_jobs_for = 0.5  # lists are not always of this second
+    stub.hide_jobs_for = 0.5  # lists are not always up to date
     done = run(stub, tmp_path, timeout=2.0 if "delay" in fault else 5.0, find_window=2.0)
     finished(done, stub)
     assert stub.count("POST", CREATE) == 1
-    assert any("its answer was lost: it is taken" in row.get("message", "") for row in done.log_rows())
+    assert any("although its answer was lost: the run adopts it" in row.get("message", "") for row in done.log_rows())
 
 
-def test_a_job_that_could_not_be_written_down_is_found(
-    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is full just when the answer came: that is no refusal."""
-    save = RunDirectory.save_state
+def test_a_job_that_could_not_be_saved_is_found(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the answer comes. That is no refusal."""
+    save = PluginState.update
     full = [True]
 
-    def no_space(self: RunDirectory, **values: Any) -> None:
+    def no_space(self: PluginState, **values: Any) -> None:
         if (values.get("job") or {}).get("phase") == "created" and full:
             full.clear()
             raise OSError(errno.ENOSPC, "No space left on device")
         save(self, **values)
 
-    monkeypatch.setattr(RunDirectory, "save_state", no_space)
+    monkeypatch.setattr(PluginState, "update", no_space)
     with pytest.raises(FtkitError, match="the disk is full"):
         run(stub, tmp_path)
     assert len(stub.jobs) == 1 and state(newest(tmp_path))["job"]["phase"] == "creating"
@@ -114,7 +112,7 @@ def test_a_job_that_could_not_be_written_down_is_found(
     assert stub.count("POST", CREATE) == 1
 
 
-def test_a_job_that_was_made_and_refused_all_the_same_is_taken(stub: Stub, tmp_path: Path) -> None:
+def test_a_job_that_was_created_although_it_was_refused_is_adopted(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", CREATE, status=403, after=True)
     with pytest.raises(RunFailed, match="403"):
         run(stub, tmp_path)
@@ -123,35 +121,37 @@ def test_a_job_that_was_made_and_refused_all_the_same_is_taken(stub: Stub, tmp_p
     assert stub.count("POST", CREATE) == 1
 
 
-def test_a_job_in_doubt_is_left_to_the_user(stub: Stub, tmp_path: Path) -> None:
-    """The request may have arrived: nothing is created anew but on the user's word."""
+def test_a_job_of_unknown_outcome_is_left_to_the_user(stub: Stub, tmp_path: Path) -> None:
+    """The request may have arrived: only the user's confirmation creates another job."""
     fault = stub.fail("POST", CREATE, status=502, times=10)
-    with pytest.raises(RunFailed, match=r"unknown whether a job exists(.|\n)*--resume(.|\n)*--create-again"):
+    with pytest.raises(
+        RunFailed, match=r"outcome unknown: a job may exist(.|\n)*--resume(.|\n)*--answer create-again=yes"
+    ):
         run(stub, tmp_path)
     directory = newest(tmp_path)
-    assert state(directory)["job"]["phase"] == "unknown" and not stub.jobs
-    with pytest.raises(RunFailed, match="unknown whether a job exists"):
+    assert state(directory)["job"]["phase"] == "outcome_unknown" and not stub.jobs
+    with pytest.raises(RunFailed, match="outcome unknown: a job may exist"):
         resume(directory)
     assert stub.count("POST", CREATE) == 1 and not stub.jobs
     fault.times = 0
     finished(resume(directory, create_again=True), stub)
 
 
-def test_a_job_that_shows_late_is_taken_by_resume(stub: Stub, tmp_path: Path) -> None:
+def test_a_job_that_appears_late_is_adopted_by_resume(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", CREATE, status=502, after=True)
     stub.hide_jobs_for = 3.0
-    with pytest.raises(RunFailed, match="unknown whether a job exists"):
+    with pytest.raises(RunFailed, match="outcome unknown: a job may exist"):
         run(stub, tmp_path)
     time.sleep(3.0)
     finished(resume(newest(tmp_path)), stub)
-    # The user's word is asked for where nothing is found; where something is, it counts for nothing.
+    # A confirmation is needed only where no job is found.
     assert stub.count("POST", CREATE) == 1
 
 
-def test_the_users_word_makes_no_second_job_where_there_is_one(stub: Stub, tmp_path: Path) -> None:
+def test_a_confirmation_creates_no_second_job_where_there_is_one(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", CREATE, status=502, after=True)
     stub.hide_jobs_for = 1.5
-    with pytest.raises(RunFailed, match="unknown"):
+    with pytest.raises(RunFailed, match="outcome unknown"):
         run(stub, tmp_path)
     time.sleep(1.5)
     finished(resume(newest(tmp_path), create_again=True), stub)
@@ -166,12 +166,17 @@ def test_a_job_is_found_on_any_page_and_at_any_time_of_day(
     post, listed = stub.post_job, stub.list_jobs
 
     def post_one_of_many(query: dict[str, str], body: Any) -> Any:
-        made = post(query, body)
-        stub.jobs[made["id"]]["created_at"] -= 3 * 86_400
+        created = post(query, body)
+        stub.jobs[created["id"]]["created_at"] -= 3 * 86_400
         for number in range(250):
             id = f"ftjob-other-{number}"
-            stub.jobs[id] = {**stub.jobs[made["id"]], "id": id, "metadata": {"ftkit_run": "other"}, "suffix": "other"}
-        return made
+            stub.jobs[id] = {
+                **stub.jobs[created["id"]],
+                "id": id,
+                "metadata": {"ftkit_run": "other"},
+                "suffix": "other",
+            }
+        return created
 
     stub.post_job = post_one_of_many  # type: ignore[method-assign]
     stub.list_jobs = lambda query, body: listed({k: v for k, v in query.items() if k in ("limit", "after")}, body)  # type: ignore[method-assign]
@@ -179,21 +184,21 @@ def test_a_job_is_found_on_any_page_and_at_any_time_of_day(
     done = run(stub, tmp_path, dialect=dialect)
     assert done.record().status == "done" and stub.count("POST", CREATE) == 1
     assert not stub.jobs[state(done.dir)["job"]["id"]]["id"].startswith("ftjob-other")
-    assert sum("after=" in seen.path for seen in stub.asked) >= 2
+    assert sum("after=" in seen.path for seen in stub.requests) >= 2
 
 
 def test_a_slow_server_on_this_machine_gets_one_job(stub: Stub, tmp_path: Path) -> None:
-    """The recipe names it: it may take a request in late, like any other."""
+    """The recipe names the server: it may process a request late, like any other."""
     stub.key = None
     stub.fail("POST", CREATE, delay=2.5)
-    with pytest.raises(RunFailed, match="unknown whether a job exists"):
+    with pytest.raises(RunFailed, match="outcome unknown: a job may exist"):
         run(stub, tmp_path, dialect="local", timeout=1.0)
     time.sleep(2.0)
     finished(resume(newest(tmp_path)), stub)
     assert stub.count("POST", CREATE) == 1
 
 
-def test_a_server_of_the_runs_own_leaves_a_doubt_only_while_it_is_slow(
+def test_with_a_server_of_the_runs_own_the_outcome_is_unknown_only_after_a_timeout(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ftkit_openai._local
@@ -202,27 +207,27 @@ def test_a_server_of_the_runs_own_leaves_a_doubt_only_while_it_is_slow(
     stub.key = None
     stub.fail("POST", CREATE, status=500)
     stub.fail("POST", CREATE, delay=2.5)
-    with pytest.raises(RunFailed, match="unknown whether a job exists"):  # by the second; the first is asked anew
+    with pytest.raises(RunFailed, match="outcome unknown: a job may exist"):  # of the second; the first is retried
         run(stub, tmp_path, dialect="local", base_url=None, timeout=1.0)
     time.sleep(2.0)
     finished(resume(newest(tmp_path)), stub)
     assert stub.count("POST", CREATE) == 2
 
 
-def test_a_listing_that_fails_leaves_the_doubt(stub: Stub, tmp_path: Path) -> None:
+def test_a_list_that_fails_leaves_the_outcome_unknown(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", CREATE, status=502, after=True)
     stub.fail("GET", CREATE, times=0)
     listing = stub.fail("GET", CREATE + r"\?.*metadata.*", status=500, times=100)
-    with pytest.raises(RunFailed, match="unknown"):
+    with pytest.raises(RunFailed, match="outcome unknown"):
         run(stub, tmp_path)
-    with pytest.raises(RunFailed, match="failed while looking for what was made"):  # nobody's word stands for it
+    with pytest.raises(RunFailed, match="failed while searching for what was created"):  # a confirmation is not enough
         resume(newest(tmp_path), create_again=True)
     listing.times = 0
     finished(resume(newest(tmp_path)), stub)
 
 
-def test_no_connection_leaves_no_doubt(stub: Stub, tmp_path: Path) -> None:
-    """What surely was not sent may be sent again."""
+def test_without_a_connection_the_outcome_is_known(stub: Stub, tmp_path: Path) -> None:
+    """A request that certainly was not sent may be sent again."""
     original = stub.add_file
 
     def last_upload(*args: Any) -> Any:
@@ -249,7 +254,7 @@ def test_a_server_that_restarts_again_and_again(stub: Stub, tmp_path: Path) -> N
     thread = threading.Thread(target=restart)
     thread.start()
     try:
-        with contextlib.suppress(RunFailed):  # a create that was cut off: the one thing that is not tried again
+        with contextlib.suppress(RunFailed):  # a creation that was cut off: the one request that is not retried
             run(stub, tmp_path, patience=20.0, find_window=3.0)
     finally:
         over.set()
@@ -258,22 +263,20 @@ def test_a_server_that_restarts_again_and_again(stub: Stub, tmp_path: Path) -> N
     finished(resume(directory, create_again=True), stub)
 
 
-# ---------------------------------------------------------------- holding back
+# ---------------------------------------------------------------- rate limits
 
 
 def test_a_rate_limit_is_followed_and_nothing_fails(stub: Stub, tmp_path: Path) -> None:
     stub.per_second = 40.0
     done = run(stub, tmp_path, sizes={"test": 60}, concurrency=16)
     finished(done, stub, 60)
-    assert stub.refused < 2 * stub.answered, (
-        "it must not go on knocking: sixteen threads would be refused seven times an answer"
-    )
+    assert stub.refused < 2 * stub.answered, "without a limiter, sixteen threads would be refused seven times an answer"
 
 
 def test_the_headers_of_a_rate_limit_are_followed(stub: Stub, tmp_path: Path) -> None:
     stub.rate_headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "300ms"}
     run(stub, tmp_path, sizes={"test": 10}, concurrency=1)
-    times = [s.time for s in stub.asked if s.path == CHAT][:10]
+    times = [s.time for s in stub.requests if s.path == CHAT][:10]
     assert min(b - a for a, b in itertools.pairwise(times)) > 0.25
 
 
@@ -294,17 +297,17 @@ def test_quota_and_rate_are_different_and_stop_a_run_that_keeps_its_answers(
     answered = stub.answered
     done = resume(newest(tmp_path))
     finished(done, stub)
-    assert answered >= 5 and stub.answered == 24  # none was asked for twice
+    assert answered >= 5 and stub.answered == 24  # no answer was requested twice
 
 
-# ---------------------------------------------------------------- stopping and going on
+# ---------------------------------------------------------------- interrupting and resuming
 
 
 @pytest.fixture
 def forks(stub: Stub, tmp_path: Path) -> Iterator[Forks]:
-    made = Forks(tmp_path)
-    yield made
-    made.close()
+    started = Forks(tmp_path)
+    yield started
+    started.close()
 
 
 def recipe_file(stub: Stub, tmp_path: Path, rows: int = 12, **backend: Any) -> Path:
@@ -322,26 +325,26 @@ def kept(directory: Path) -> int:
             count += len(list(read_jsonl(done)))
         elif journal.exists():
             count += sum(line.endswith(b"\n") for line in journal.read_bytes().splitlines(keepends=True))
-    for spill in directory.glob(".work/answers/*.jsonl"):
-        count += len(spill.read_bytes().splitlines())
+    for late in directory.glob(".work/answers/*.jsonl"):
+        count += len(late.read_bytes().splitlines())
     return count
 
 
 def until(condition: Any, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came to that"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.005)
 
 
-def test_ctrl_c_detaches_from_a_job_and_says_how_to_come_back(stub: Stub, tmp_path: Path, forks: Forks) -> None:
+def test_ctrl_c_detaches_from_a_job_and_says_how_to_resume(stub: Stub, tmp_path: Path, forks: Forks) -> None:
     stub.job_seconds = 60
     pid = forks.start("run", recipe_file(stub, tmp_path), "--out", "runs", "--yes")
     until(lambda: stub.count("GET", r"/v1/fine_tuning/jobs/[^/]+/events") > 1)
     os.kill(pid, signal.SIGINT)
     assert forks.wait() == 130
     said = forks.log.read_text()
-    assert "goes on at the provider" in said and "ftkit run --resume" in said and "ftkit cancel" in said
+    assert "keeps running at the provider" in said and "ftkit run --resume" in said and "ftkit cancel" in said
     directory = newest(tmp_path)
     assert RunDirectory.open(directory).record().status == "interrupted"
     assert [job["status"] for job in stub.jobs.values()] == ["running"] or next(iter(stub.jobs.values()))[
@@ -353,13 +356,13 @@ def test_ctrl_c_detaches_from_a_job_and_says_how_to_come_back(stub: Stub, tmp_pa
     finished(RunDirectory.open(directory), stub)
 
 
-def test_ctrl_c_while_a_job_is_looked_for_does_not_say_that_there_is_none(
+def test_ctrl_c_while_a_job_is_searched_for_does_not_say_that_there_is_none(
     stub: Stub, tmp_path: Path, forks: Forks
 ) -> None:
     stub.fail("POST", CREATE, status=502)
 
     def looks() -> int:
-        return sum(seen.path.startswith(CREATE + "?") and "metadata" in seen.path for seen in stub.asked)
+        return sum(seen.path.startswith(CREATE + "?") and "metadata" in seen.path for seen in stub.requests)
 
     for how in (["run", recipe_file(stub, tmp_path, find_window=30.0), "--out", "runs", "--yes"], None):
         before = looks()
@@ -368,16 +371,16 @@ def test_ctrl_c_while_a_job_is_looked_for_does_not_say_that_there_is_none(
         os.kill(pid, signal.SIGINT)
         assert forks.wait() == 130
         said = forks.log.read_text()
-        assert "unknown whether a job exists" in said and "before a job was created" not in said
+        assert "outcome unknown: a job may exist" in said and "before a job was created" not in said
 
 
-def test_ctrl_c_keeps_the_answers_under_way(stub: Stub, tmp_path: Path, forks: Forks) -> None:
+def test_ctrl_c_keeps_the_answers_in_flight(stub: Stub, tmp_path: Path, forks: Forks) -> None:
     stub.latency = 0.3
     pid = forks.start("run", recipe_file(stub, tmp_path), "--out", "runs", "--yes")
     until(lambda: stub.count("POST", CHAT) >= 6)
     os.kill(pid, signal.SIGINT)
     assert forks.wait() == 130
-    # One may be kept twice: it was just being written down when the key was pressed.
+    # One may be saved twice: it was just being saved when the key was pressed.
     assert stub.answered <= kept(newest(tmp_path)) <= stub.answered + 1 and stub.answered > 4
     stub.latency = 0.0
     assert forks.run("run", "--resume", newest(tmp_path))[0] == 0
@@ -389,25 +392,25 @@ KILLS = int(os.environ.get("FTKIT_KILLS", "30"))
 
 
 def test_kill_at_random_moments(stub: Stub, tmp_path: Path, forks: Forks) -> None:
-    """kill -9 anywhere in a run: at most one job at any time, exactly one after going on, and no answer is lost
-    but those that were on the wire. The seed is printed; FTKIT_SEED repeats it."""
+    """kill -9 anywhere in a run: at most one job at any time, exactly one after resuming, and no answer is lost
+    except those in flight. The seed is printed; FTKIT_SEED repeats it."""
     seed = int(os.environ.get("FTKIT_SEED") or random.randrange(10**6))
     print(f"FTKIT_SEED={seed}")
     moments = random.Random(seed)
     concurrency = 4
     path = recipe_file(stub, tmp_path, concurrency=concurrency, find_window=0.3)
-    # The create request takes long on both sides of the moment when the job comes into being.
-    made = stub.post_job
-    stub.post_job = lambda *a: (time.sleep(0.1), made(*a), time.sleep(0.1))[1]  # type: ignore[method-assign,func-returns-value]
+    # The request takes long both before and after the moment when the job is created.
+    create = stub.post_job
+    stub.post_job = lambda *a: (time.sleep(0.1), create(*a), time.sleep(0.1))[1]  # type: ignore[method-assign,func-returns-value]
 
     def begun(after: int) -> float:
-        """Wait for the first request of a run: what comes before it starts Python and reads the data."""
-        until(lambda: len(stub.asked) > after)
+        """Wait for the first request of a run: before it, Python starts and reads the data. Return its moment."""
+        until(lambda: len(stub.requests) > after)
         return time.monotonic()
 
     whole = 60.0  # seconds from the first request to the end
     for _ in range(3):
-        before = len(stub.asked)
+        before = len(stub.requests)
         forks.start("run", path, "--out", tmp_path / "unbroken", "--yes", "--no-reuse")
         began = begun(before)
         assert forks.wait() == 0
@@ -416,39 +419,40 @@ def test_kill_at_random_moments(stub: Stub, tmp_path: Path, forks: Forks) -> Non
     for number in range(KILLS):
         stub.jobs.clear()
         out = tmp_path / "kills" / str(number)
-        before, requests = stub.answered, len(stub.asked)
+        before, requests = stub.answered, len(stub.requests)
         pid = forks.start("run", path, "--out", out, "--yes", "--no-reuse")
         begun(requests)
         time.sleep(moments.uniform(0.0, whole))
-        with contextlib.suppress(ProcessLookupError):  # it was faster than the unbroken one
+        with contextlib.suppress(ProcessLookupError):  # it ended before
             os.kill(pid, signal.SIGKILL)
         forks.wait()
-        time.sleep(0.15)  # what the server took in ends there
+        time.sleep(0.15)  # the server finishes the requests that it has received
         assert len(stub.jobs) <= 1, f"kill {number}"
-        directories = list(out.glob("*/lock.json"))
-        if not directories:  # it had not begun
+        directories = list(out.glob("*/run.json"))
+        if not directories:  # the run had not begun
             continue
         directory = directories[0].parent
         lost = stub.answered - before - kept(directory)
         assert 0 <= lost <= concurrency, f"kill {number}: {lost} answers were lost"
         during += not (directory / "report.json").exists()
         status, said = forks.run("run", "--resume", directory, "--yes")
-        if status == 1 and "it is unknown whether a job exists" in said:
-            assert len(stub.jobs) == 0 and state(directory)["job"]["phase"] == "unknown"
+        if status == 1 and "outcome unknown: a job may exist" in said:
+            assert len(stub.jobs) == 0 and state(directory)["job"]["phase"] == "outcome_unknown"
             unknown += 1
-            status, said = forks.run("run", "--resume", directory, "--create-again", "--yes")
+            status, said = forks.run("run", "--resume", directory, "--answer", "create-again=yes", "--yes")
         assert status == 0, said
         finished(RunDirectory.open(directory), stub)  # exactly one job
-        assert stub.answered - before <= 24 + lost, f"kill {number}: what was kept was asked for again"
-    print(f"{KILLS} kills, {during} while the run was at work, {unknown} left the job in doubt")
-    assert during >= KILLS / 5, "the moments hardly ever met a run at work"
+        assert stub.answered - before <= 24 + lost, f"kill {number}: an answer that was kept was requested again"
+    print(f"{KILLS} kills, {during} before the run was done, {unknown} left the outcome unknown")
+    assert during >= KILLS / 5, "the kills hardly ever hit a run before its end"
 
 
 # ---------------------------------------------------------------- many
 
 
-def test_two_thousand_predictions_keep_their_order_and_are_each_asked_for_once(stub: Stub, tmp_path: Path) -> None:
-    from ftkit_openai import ManagedOptions, OpenAIManaged
+def test_two_thousand_predictions_keep_their_order_and_are_each_requested_once(stub: Stub, tmp_path: Path) -> None:
+    from ftkit_openai import OpenAIManaged
+    from ftkit_openai.options import ManagedOptions
 
     from ftkit.recipe.load import load_recipe
     from ftkit.records import Measurement, ModelRef
@@ -479,7 +483,7 @@ def test_two_thousand_predictions_keep_their_order_and_are_each_asked_for_once(s
 
 def test_the_key_is_in_every_request_and_in_no_address(stub: Stub, tmp_path: Path) -> None:
     run(stub, tmp_path)
-    assert {s.key for s in stub.asked} == {KEY} and not any(KEY in s.path for s in stub.asked)
+    assert {s.key for s in stub.requests} == {KEY} and not any(KEY in s.path for s in stub.requests)
 
 
 def test_errors_are_ftkits_own(stub: Stub, tmp_path: Path) -> None:

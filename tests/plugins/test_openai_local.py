@@ -1,4 +1,4 @@
-"""The `local` dialect: a provider of one's own, started for the run; and what survives when both are killed."""
+"""The `local` dialect: a server of the run's own, and what survives when both are killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = ["dataset.splits.train=80", "dataset.splits.validation=4", "dataset.spli
 def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     """Start `ftkit ARGUMENTS` without any key in its environment."""
     env = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
-    env["OMP_NUM_THREADS"] = "1"  # it is a tiny model, and other tests run beside it
+    env["OMP_NUM_THREADS"] = "1"  # the model is tiny, and other tests run at the same time
     code = "from ftkit.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
@@ -42,7 +42,7 @@ def servers(directory: Path) -> list[str]:
     return found
 
 
-def test_a_run_that_is_killed_while_its_own_server_trains_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_while_its_own_server_trains_resumes(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("fastapi")
     pytest.importorskip("openai")
@@ -70,10 +70,10 @@ def test_a_run_that_is_killed_while_its_own_server_trains_goes_on(tmp_path: Path
     context = RunDirectory.open(directory)
     assert context.record().status == "done" and not servers(directory)
     model = context.model()
-    assert model is not None and model.meta["lives"] == "this machine" and "until" not in model.meta
+    assert model is not None and model.meta["hosted_by"] == "this machine" and "shutdown_date" not in model.meta
     jobs = {row["id"] for row in context.log_rows() if row["event"] == "provider"}
-    assert len(jobs) >= 5 and context.state["job"]["phase"] == "created"
+    assert len(jobs) >= 5 and context.state("openai-managed")["job"]["phase"] == "created"
     assert read_json(context.path("audit.json"))["estimate"]["usd"] == 0.0
     report = json.loads((directory / "report.json").read_text())
     assert [s["name"] for s in report["systems"]] == ["baseline", "tuned"]
-    assert all(s["info"]["lives"] == "this machine" for s in report["systems"])
+    assert all(s["info"]["hosted_by"] == "this machine" for s in report["systems"])

@@ -1,4 +1,4 @@
-"""What keeps a managed run from paying in vain: all that shows before, or with the first requests."""
+"""What prevents useless payments: problems that preflight finds, or that the first requests show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["stub"]
 
 
 def found(stub: Stub, tmp_path: Path, **backend: Any) -> list[Finding]:
-    """Return what preflight says of a recipe."""
+    """Return what preflight finds in a recipe."""
     return preflight(load_recipe(recipe(stub, write_rows(tmp_path / "rows"), **backend))).findings
 
 
@@ -50,7 +50,7 @@ def test_few_requests_that_are_all_refused_stop_it_too(stub: Stub, tmp_path: Pat
     finished(resume(newest(tmp_path)), stub, rows=3)
 
 
-def test_rows_that_are_refused_among_good_ones_are_failed_predictions(stub: Stub, tmp_path: Path) -> None:
+def test_refused_rows_among_answered_ones_are_failed_predictions(stub: Stub, tmp_path: Path) -> None:
     def bad(body: dict[str, Any]) -> bool:
         return int(body["messages"][-1]["content"].split()[-1]) < 12
 
@@ -62,29 +62,33 @@ def test_rows_that_are_refused_among_good_ones_are_failed_predictions(stub: Stub
     assert resume(newest(tmp_path)).record().status == "done"
 
 
-def test_prompts_that_are_too_long_are_the_rows_own_fault(stub: Stub, tmp_path: Path) -> None:
+def test_prompts_that_are_too_long_do_not_stop_the_run(stub: Stub, tmp_path: Path) -> None:
     long = {
         "message": "This model's maximum context length is 8 tokens",
         "code": "context_length_exceeded",
         "type": "x",
     }
-    stub.fail("POST", CHAT, status=400, error=long, times=10**6, when=lambda body: len(stub.asked) < 20)
+    stub.fail("POST", CHAT, status=400, error=long, times=10**6, when=lambda body: len(stub.requests) < 20)
     assert run(stub, tmp_path, {"test": 40}).record().status == "done"
 
 
-BARRED = {"message": "Fine-tuning is not available to your organization", "code": "training_not_available", "type": "x"}
+TRAINING_NOT_AVAILABLE = {
+    "message": "Fine-tuning is not available to your organization",
+    "code": "training_not_available",
+    "type": "x",
+}
 JOBS = "/v1/fine_tuning/jobs"
 
 
 @pytest.fixture
 def openai_itself(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The stub under OpenAI's own name, which is the address of this machine here."""
+    """The stub under OpenAI's host name, which here resolves to this machine."""
     import socket
 
-    asked = socket.getaddrinfo
+    original = socket.getaddrinfo
 
     def here(host: Any, *rest: Any, **more: Any) -> Any:
-        return asked("127.0.0.1" if host == "api.openai.com" else host, *rest, **more)
+        return original("127.0.0.1" if host == "api.openai.com" else host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", here)
     monkeypatch.setenv("NO_PROXY", "*")
@@ -94,23 +98,23 @@ def openai_itself(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_openai_is_asked_whether_training_is_allowed_before_anything_is_paid(
     stub: Stub, tmp_path: Path, openai_itself: str
 ) -> None:
-    fault = stub.fail("POST", JOBS, status=403, error=BARRED, times=10**6)
+    fault = stub.fail("POST", JOBS, status=403, error=TRAINING_NOT_AVAILABLE, times=10**6)
     with pytest.raises(FtkitError, match=r"training_not_available\)[\s\S]*ftkit serve"):
         run(stub, tmp_path, base_url=openai_itself)
     assert stub.answered == 0 and not stub.files and stub.count("POST", JOBS) == 1
-    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "runs").exists()
     fault.times = 0
     done = run(stub, tmp_path, base_url=openai_itself)
     finished(done, stub)
-    bodies = [s.body for s in stub.asked if s.method == "POST" and s.path == JOBS]
+    bodies = [s.body for s in stub.requests if s.method == "POST" and s.path == JOBS]
     assert b"file-ftkit-does-not-exist" in bodies[1] and b"does-not-exist" not in bodies[2]
 
 
-def test_who_may_train_is_not_asked_where_the_recipe_says_so_nor_elsewhere(
+def test_preflight_does_not_ask_where_the_recipe_says_so_nor_other_providers(
     stub: Stub, tmp_path: Path, openai_itself: str
 ) -> None:
     said = [f.message for f in found(stub, tmp_path, base_url=openai_itself, probe_training=False)]
-    assert any("only shows when the job is made" in text for text in said)
+    assert any("only shows when the job is created" in text for text in said)
     assert found(stub, tmp_path) and stub.count("POST", JOBS) == 0
     control = {
         **recipe(stub, tmp_path / "rows"),
@@ -121,13 +125,11 @@ def test_who_may_train_is_not_asked_where_the_recipe_says_so_nor_elsewhere(
 
 def test_a_probe_without_an_answer_is_a_warning(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", JOBS, status=503, times=1)
-    (told,) = [f for f in found(stub, tmp_path, probe_training=True) if "whether training is allowed" in f.message]
-    assert told.level == "warning"
+    (finding,) = [f for f in found(stub, tmp_path, probe_training=True) if "whether training is allowed" in f.message]
+    assert finding.level == "warning"
 
 
-def test_how_to_go_on_is_said_with_the_runs_own_directory_and_only_where_there_is_one(
-    stub: Stub, tmp_path: Path
-) -> None:
+def test_the_hint_to_resume_names_the_runs_directory_and_only_where_there_is_one(stub: Stub, tmp_path: Path) -> None:
     message = "You exceeded your current quota, please check your plan and billing details."  # as OpenAI words it
     quota = {"message": message, "code": "insufficient_quota", "type": "insufficient_quota"}
     stub.fail("GET", "/v1/models", status=429, error=quota, times=1)
@@ -137,24 +139,26 @@ def test_how_to_go_on_is_said_with_the_runs_own_directory_and_only_where_there_i
     with pytest.raises(RunFailed) as caught:
         run(stub, tmp_path)
     assert "the quota is used up (429 insufficient_quota)" in str(caught.value)
-    assert f"go on with `ftkit run --resume {newest(tmp_path)}`" in str(caught.value)
+    assert f"resume with `ftkit run --resume {newest(tmp_path)}`" in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["sk-one\nsk-two", "\N{LEFT DOUBLE QUOTATION MARK}sk-one", "sk one"])
-def test_a_key_that_cannot_be_sent_is_told_in_one_message(
+def test_a_key_that_cannot_be_sent_is_one_message(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    (told,) = [f for f in found(stub, tmp_path) if f.level == "error"]
-    assert "the key in OPENAI_API_KEY holds a character that no key has" in told.message and "sk" not in str(told)
-    assert not stub.asked
+    (finding,) = [f for f in found(stub, tmp_path) if f.level == "error"]
+    assert "the key in OPENAI_API_KEY contains a character that no key has" in finding.message and "sk" not in str(
+        finding
+    )
+    assert not stub.requests
 
 
 def test_a_server_that_wants_a_key_where_there_is_none(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    (told,) = [f for f in found(stub, tmp_path) if f.level == "error"]
-    assert "wants a key, and OPENAI_API_KEY is not set (401)" in told.message
-    (told,) = [f for f in found(stub, tmp_path, dialect="local") if f.level == "error"]
-    assert "this machine wants a key (401)" in told.message and "backend.api_key_env: NAME" in str(told.hint)
+    (finding,) = [f for f in found(stub, tmp_path) if f.level == "error"]
+    assert "wants a key, and OPENAI_API_KEY is not set (401)" in finding.message
+    (finding,) = [f for f in found(stub, tmp_path, dialect="local") if f.level == "error"]
+    assert "this machine wants a key (401)" in finding.message and "backend.api_key_env: NAME" in str(finding.hint)

@@ -1,4 +1,4 @@
-"""Whole runs of the managed backend against a server on loopback: what is asked for, said, kept and paid."""
+"""Whole runs of the managed backend against a server on loopback: its requests, messages, files and prices."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from openai_kit import ROOT, finished, newest, recipe, resume, run, state, stub, write_rows
 from openai_stub import KEY, MODEL, Stub
 
+import ftkit
 from ftkit.directory import RunDirectory
 from ftkit.errors import FtkitError, InputError, RunFailed
 from ftkit.files import read_json, read_jsonl
@@ -24,7 +25,7 @@ GOLDEN = Path(__file__).parent / "golden" / "managed"
 
 
 def check(stub: Stub, tmp_path: Path, **backend: Any) -> list[Finding]:
-    """Return what preflight says of a recipe."""
+    """Return what preflight finds in a recipe."""
     from ftkit.run.prepare import preflight
 
     return preflight(load_recipe(recipe(stub, write_rows(tmp_path / "rows"), **backend))).findings
@@ -42,8 +43,8 @@ def test_a_run_trains_and_measures(stub: Stub, tmp_path: Path) -> None:
     finished(done, stub)
     model = done.model()
     assert model is not None and model.kind == "remote" and model.base == MODEL
-    assert model.meta["until"] == "2027-01-14" and model.meta["lives"].startswith("OpenAI (127.0.0.1")
-    assert done.measurement("baseline")["model"]["meta"]["until"] == "2027-01-14"
+    assert model.meta["shutdown_date"] == "2027-01-14" and model.meta["hosted_by"].startswith("OpenAI (127.0.0.1")
+    assert done.measurement("baseline")["model"]["meta"]["shutdown_date"] == "2027-01-14"
 
     job = next(iter(stub.jobs.values()))
     assert job["metadata"]["ftkit_run"] == done.id and len(job["metadata"]) <= 16
@@ -82,7 +83,7 @@ def test_a_run_says_when_the_job_is_expected_to_finish(
 
 
 def test_requests_and_responses_are_as_openai_describes_them(stub: Stub, tmp_path: Path) -> None:
-    """Also keeps them as golden files; on a wanted change: FTKIT_GOLDEN=write pytest -k as_openai_describes"""
+    """Compares them with golden files too; to accept a change: FTKIT_GOLDEN=write pytest -k as_openai_describes"""
     spec = openai_spec.load()
     wandb = {"project": "ftkit", "tags": ["a"]}
     run(
@@ -97,19 +98,18 @@ def test_requests_and_responses_are_as_openai_describes_them(stub: Stub, tmp_pat
     )
     sampled = {"generation": {"max_new_tokens": 16, "temperature": 0.7, "samples": 2}}
     from ftkit.console import Console
-    from ftkit.run.stages import start
 
     again = {**recipe(stub, tmp_path / "rows", use_batch_api=True), **sampled, "name": "managed-batch"}
-    start(load_recipe(again), tmp_path / "runs", Console(), yes=True)
+    ftkit.run(again, out=tmp_path / "runs", console=Console(), yes=True)
     kinds: dict[str, Any] = {}
-    for seen in stub.asked:
+    for seen in stub.requests:
         spec.validate_request(seen.method, seen.path, seen.body, seen.content_type)
         if seen.status == 200:
             spec.validate_response(seen.method, seen.path, seen.status, seen.answer)
         name = f"{seen.method} {re.sub(r'(file|ftjob|batch|ft:gpt)[-_:][^/?]*', 'ID', seen.path.split('?')[0])}"
         if "/jobs?" in seen.path:
             name += " filtered" if "metadata" in seen.path else " first"
-        # Of what is looked at again and again the last is the same each time, of what is posted the first by its text.
+        # Of repeated GET requests the last is the same in each run; of repeated POST requests, the first in the order of their text.
         if name not in kinds or seen.method == "GET" or unbounded(seen.body) < unbounded(kinds[name].body):
             kinds[name] = seen
     kinds = {name: golden(seen) for name, seen in kinds.items()}
@@ -192,12 +192,12 @@ def test_the_validator_refuses_what_is_wrong() -> None:
 
 def test_bodies_are_the_current_wire_form(stub: Stub, tmp_path: Path) -> None:
     run(stub, tmp_path, n_epochs=2, learning_rate_multiplier=0.5, wandb={"project": "p"})
-    made = json.loads(next(s.body for s in stub.asked if s.method == "POST" and s.path == "/v1/fine_tuning/jobs"))
-    assert made["method"]["supervised"]["hyperparameters"] == {"n_epochs": 2, "learning_rate_multiplier": 0.5}
-    assert "hyperparameters" not in made and made["integrations"] == [{"type": "wandb", "wandb": {"project": "p"}}]
-    asked = json.loads(next(s.body for s in stub.asked if s.path == "/v1/chat/completions"))
-    assert asked["max_completion_tokens"] == 16 and "max_tokens" not in asked
-    uploads = [s for s in stub.asked if s.method == "POST" and s.path == "/v1/files"]
+    job = json.loads(next(s.body for s in stub.requests if s.method == "POST" and s.path == "/v1/fine_tuning/jobs"))
+    assert job["method"]["supervised"]["hyperparameters"] == {"n_epochs": 2, "learning_rate_multiplier": 0.5}
+    assert "hyperparameters" not in job and job["integrations"] == [{"type": "wandb", "wandb": {"project": "p"}}]
+    body = json.loads(next(s.body for s in stub.requests if s.path == "/v1/chat/completions"))
+    assert body["max_completion_tokens"] == 16 and "max_tokens" not in body
+    uploads = [s for s in stub.requests if s.method == "POST" and s.path == "/v1/files"]
     assert len(uploads) == 2 and b'name="purpose"\r\n\r\nfine-tune' in uploads[0].body
 
 
@@ -210,14 +210,14 @@ def test_training_sees_no_test_row(stub: Stub, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- files
 
 
-def test_a_file_that_is_there_is_not_sent_again(stub: Stub, tmp_path: Path) -> None:
+def test_a_file_that_the_provider_has_is_not_uploaded_again(stub: Stub, tmp_path: Path) -> None:
     run(stub, tmp_path)
     before = stub.count("POST", "/v1/files")
     run(stub, tmp_path)
     assert stub.count("POST", "/v1/files") == before == 2
 
 
-def test_a_file_that_was_deleted_is_sent_again(stub: Stub, tmp_path: Path) -> None:
+def test_a_file_that_was_deleted_is_uploaded_again(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", "/v1/fine_tuning/jobs", status=400, error={"message": "no", "code": "x", "type": "y"})
     with pytest.raises(RunFailed):
         run(stub, tmp_path)
@@ -225,15 +225,14 @@ def test_a_file_that_was_deleted_is_sent_again(stub: Stub, tmp_path: Path) -> No
     finished(resume(newest(tmp_path)), stub)
 
 
-def test_a_large_file_goes_up_in_parts(stub: Stub, tmp_path: Path) -> None:
+def test_a_large_file_is_uploaded_in_parts(stub: Stub, tmp_path: Path) -> None:
     long = {"input": "word " * 30_000, "target": "x"}
     folder = write_rows(tmp_path / "rows")
     (folder / "train.jsonl").write_text("".join(json.dumps({**long, "target": f"x{i}"}) + "\n" for i in range(20)))
     from ftkit.console import Console
-    from ftkit.run.stages import start
 
     stub.fail("POST", r"/v1/uploads/.*/parts", status=500)
-    done = start(load_recipe(recipe(stub, folder, multipart_mb=1)), tmp_path / "runs", Console(), yes=True)
+    done = ftkit.run(recipe(stub, folder, multipart_mb=1), out=tmp_path / "runs", console=Console(), yes=True).directory
     assert done.record().status == "done" and stub.count("POST", "/v1/uploads") == 1
     assert stub.count("POST", "/v1/uploads/[^/]+/parts") == 1 + 3
     entry = next(f for f in stub.files.values() if f["filename"].startswith("ftkit-train-"))
@@ -243,15 +242,15 @@ def test_a_large_file_goes_up_in_parts(stub: Stub, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- preflight
 
 
-def test_preflight_is_free_and_says_what_it_knows(stub: Stub, tmp_path: Path) -> None:
+def test_preflight_is_free_and_reports_the_shutdown_date(stub: Stub, tmp_path: Path) -> None:
     found = check(stub, tmp_path)
     assert errors(found) == []
     assert any("is shut down on 2027-01-14" in f.message for f in found)
-    assert not [s for s in stub.asked if s.method != "GET"]
+    assert not [s for s in stub.requests if s.method != "GET"]
 
 
 @pytest.mark.parametrize("key", [None, "sk-wrong"])
-def test_a_missing_or_wrong_key_is_told_without_it(
+def test_a_missing_or_wrong_key_is_reported_without_the_key(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -259,7 +258,7 @@ def test_a_missing_or_wrong_key_is_told_without_it(
         monkeypatch.setenv("OPENAI_API_KEY", key)
         (said,) = errors(check(stub, tmp_path))
         assert said.startswith("OpenAI does not accept the key in OPENAI_API_KEY (401)") and "sk-wrong" not in said
-    else:  # on loopback a key may be missing: the server says whether it wants one
+    else:  # on loopback a key may be missing: the server says whether it needs one
         (said,) = errors(check(stub, tmp_path, base_url="http://provider.invalid/v1"))
         assert said.startswith("no API key: OPENAI_API_KEY is not set") and ".env" in said
 
@@ -271,7 +270,7 @@ def test_the_key_may_stand_in_a_dotenv_file(stub: Stub, tmp_path: Path, monkeypa
     assert "MY_KEY" not in os.environ
 
 
-def test_an_unknown_model_and_its_neighbours(stub: Stub, tmp_path: Path) -> None:
+def test_an_unknown_model_and_similar_names(stub: Stub, tmp_path: Path) -> None:
     (said,) = errors(
         check(
             stub,
@@ -284,7 +283,7 @@ def test_an_unknown_model_and_its_neighbours(stub: Stub, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("days", "level"), [(-1, "error"), (10, "warning"), (400, "note")])
-def test_a_model_that_ends_soon(stub: Stub, tmp_path: Path, days: int, level: str) -> None:
+def test_a_model_that_shuts_down_soon(stub: Stub, tmp_path: Path, days: int, level: str) -> None:
     import datetime
 
     last = datetime.date.today() + datetime.timedelta(days=days)
@@ -292,7 +291,7 @@ def test_a_model_that_ends_soon(stub: Stub, tmp_path: Path, days: int, level: st
     assert [f.level for f in check(stub, tmp_path) if last.isoformat() in f.message] == [level]
 
 
-def test_training_that_is_not_allowed_is_told_beforehand_where_asked(stub: Stub, tmp_path: Path) -> None:
+def test_training_that_is_not_allowed_is_reported_beforehand_with_the_probe(stub: Stub, tmp_path: Path) -> None:
     assert errors(check(stub, tmp_path, probe_training=True)) == [] and not stub.jobs
     error = {
         "message": "Fine-tuning is not available to your organization",
@@ -313,17 +312,16 @@ def test_lint_problems_stop_a_run_with_their_lines(stub: Stub, tmp_path: Path) -
     from ftkit.run.prepare import preflight
 
     found = errors(preflight(load_recipe(recipe(stub, folder))).findings)
-    assert any("train, lines 5, 8: the text holds the special token <|endoftext|>" in e for e in found)
+    assert any("train, lines 5, 8: the text contains the special token <|endoftext|>" in e for e in found)
 
 
 def test_the_price_is_confirmed_or_refused(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ftkit.console import Console
-    from ftkit.run.stages import start
 
-    loaded = load_recipe(recipe(stub, write_rows(tmp_path / "rows")))
+    made = recipe(stub, write_rows(tmp_path / "rows"))
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputError, match="nothing was spent"):
-        start(loaded, tmp_path / "runs", Console())
+        ftkit.run(made, out=tmp_path / "runs", console=Console())
     assert stub.answered == 0 and not stub.jobs
     (said,) = errors(check(stub, tmp_path, max_usd=0.0001))
     assert "above max_usd" in said and "as of autumn 2026" in said
@@ -331,7 +329,7 @@ def test_the_price_is_confirmed_or_refused(stub: Stub, tmp_path: Path, monkeypat
     assert "the price is not known" in said
 
 
-# ---------------------------------------------------------------- what goes wrong, in words
+# ---------------------------------------------------------------- messages of failures
 
 
 @pytest.mark.parametrize(
@@ -342,9 +340,9 @@ def test_the_price_is_confirmed_or_refused(stub: Stub, tmp_path: Path, monkeypat
         ({"status": 403, "error": {"message": "missing scope api.fine_tuning", "code": "x", "type": "x"}}, "forbids this .*missing scope"),
         ({"status": 404, "error": {"message": "The model does not exist", "code": "model_not_found", "type": "x"}}, f"has no model '{MODEL}'"),
         ({"status": 429, "error": {"message": "You exceeded your current quota", "code": "insufficient_quota", "type": "insufficient_quota"}}, "the quota is used up"),
-        ({"status": 429, "error": {"message": "slow down", "code": "rate_limit_exceeded", "type": "x"}, "times": 99}, "kept refusing for its rate limit"),
+        ({"status": 429, "error": {"message": "slow down", "code": "rate_limit_exceeded", "type": "x"}, "times": 99}, "kept refusing requests for its rate limit"),
         ({"status": 400, "error": {"message": "Billing hard limit has been reached", "code": "billing_hard_limit_reached", "type": "x"}}, "billing stops the request"),
-        ({"status": 400, "error": {"message": "flagged", "code": "content_policy_violation", "type": "x"}}, "blocked it by moderation"),
+        ({"status": 400, "error": {"message": "flagged", "code": "content_policy_violation", "type": "x"}}, "blocked the request by moderation"),
         ({"status": 400, "error": {"message": "n_epochs must be at most 50", "code": "x", "type": "x"}}, "refused the request .*n_epochs must be"),
     ],
 )  # fmt: skip
@@ -357,7 +355,7 @@ def test_each_refusal_of_a_job_has_its_own_message(
     assert caught.value.hint and KEY not in str(caught.value)
     assert len(stub.jobs) == 0
     stub.faults.clear()
-    finished(resume(newest(tmp_path)), stub)  # a refusal leaves no doubt: it is asked for anew
+    finished(resume(newest(tmp_path)), stub)  # after a refusal the outcome is known: the request is retried
 
 
 @pytest.mark.parametrize(
@@ -375,11 +373,11 @@ def test_each_end_of_a_job_has_its_own_message(stub: Stub, tmp_path: Path, error
         stub.end_with_empty_error = True
     with pytest.raises(RunFailed, match=says):
         run(stub, tmp_path)
-    with pytest.raises(RunFailed, match=says):  # looking again makes no second job
+    with pytest.raises(RunFailed, match=says):  # resuming creates no second job
         resume(newest(tmp_path))
     assert len(stub.jobs) == 1
     stub.ending = "succeeded"
-    done = resume(newest(tmp_path), create_again=True)  # the user's word does
+    done = resume(newest(tmp_path), create_again=True)  # the user's confirmation does
     assert done.record().status == "done" and len(stub.jobs) == 2
 
 
@@ -391,7 +389,7 @@ def test_a_cancelled_job(stub: Stub, tmp_path: Path) -> None:
 
 def test_no_network_in_the_end(stub: Stub, tmp_path: Path) -> None:
     stub.job_seconds = 60
-    stub.fail("POST", "/v1/fine_tuning/jobs", delay=0.0, after=True, times=1, headers={"x-mark": "1"})
+    stub.fail("POST", "/v1/fine_tuning/jobs", delay=0.0, after=True, times=1, headers={"x-tag": "1"})
 
     import threading
 
@@ -414,12 +412,12 @@ def stub_wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def test_a_status_that_is_not_known_is_no_end(stub: Stub, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_status_that_is_not_known_is_not_final(stub: Stub, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stub.plan = ["validating_files", "queued", "paused", "teleporting", "running"]
     stub.job_seconds = 3.0
     finished(run(stub, tmp_path), stub)
     said = capfd.readouterr().err
-    assert "paused: it waits at the provider" in said and "teleporting" in said
+    assert "paused: the job waits at the provider" in said and "teleporting" in said
 
 
 def test_a_result_file_in_plain_text_and_one_that_is_broken(stub: Stub, tmp_path: Path) -> None:
@@ -453,16 +451,16 @@ def test_azure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             prices={"gpt-4o-mini": {"training": 1, "input": 1, "output": 1}},
         )
         assert done.record().status == "done"
-        made = json.loads(
-            next(s.body for s in stub.asked if s.path.endswith("/fine_tuning/jobs") and s.method == "POST")
+        job = json.loads(
+            next(s.body for s in stub.requests if s.path.endswith("/fine_tuning/jobs") and s.method == "POST")
         )
-        assert made["trainingType"] == "Standard"
+        assert job["trainingType"] == "Standard"
         assert all(
             c.startswith(b"\xef\xbb\xbf") for i, c in stub.contents.items() if stub.files[i]["purpose"] == "fine-tune"
         )
         (deployment,) = stub.deployments.values()
         tuned = next(iter(stub.jobs.values()))["fine_tuned_model"]
-        assert deployment["asked"]["properties"]["model"] == {"format": "OpenAI", "name": tuned, "version": "1"}
+        assert deployment["request"]["properties"]["model"] == {"format": "OpenAI", "name": tuned, "version": "1"}
         assert done.model() == ModelRef("remote", deployment["name"], MODEL, done.model().meta)  # type: ignore[union-attr]
         assert any("billed by the hour" in w for w in done.record().warnings)
         assert "secret-token" not in everything(done.dir)
@@ -474,15 +472,15 @@ def test_nebius(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with Stub() as stub:
         done = run(stub, tmp_path, dialect="nebius", learning_rate=1e-4, lora_r=16, n_epochs=3, suffix="s")
         assert done.record().status == "done"
-        made = json.loads(next(s.body for s in stub.asked if s.path == "/v1/fine_tuning/jobs" and s.method == "POST"))
-        assert made["hyperparameters"] == {"n_epochs": 3, "learning_rate": 1e-4, "lora_r": 16, "lora": True}
-        assert "method" not in made and made["suffix"] == f"s-{done.id[-6:]}-1"
-        asked = json.loads(next(s.body for s in stub.asked if s.path == "/v1/chat/completions"))
-        assert asked["max_tokens"] == 16
+        job = json.loads(next(s.body for s in stub.requests if s.path == "/v1/fine_tuning/jobs" and s.method == "POST"))
+        assert job["hyperparameters"] == {"n_epochs": 3, "learning_rate": 1e-4, "lora_r": 16, "lora": True}
+        assert "method" not in job and job["suffix"] == f"s-{done.id[-6:]}-1"
+        body = json.loads(next(s.body for s in stub.requests if s.path == "/v1/chat/completions"))
+        assert body["max_tokens"] == 16
         assert done.model().uri.startswith(f"{MODEL}-LoRa:")  # type: ignore[union-attr]
 
 
-def test_nebius_knows_its_job_again_by_the_suffix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nebius_finds_its_job_by_the_suffix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEBIUS_API_KEY", KEY)
     with Stub() as stub:
@@ -493,7 +491,7 @@ def test_nebius_knows_its_job_again_by_the_suffix(monkeypatch: pytest.MonkeyPatc
 # ---------------------------------------------------------------- answers
 
 
-def test_a_request_that_fails_for_good_is_a_failed_prediction(stub: Stub, tmp_path: Path) -> None:
+def test_a_request_that_cannot_succeed_is_a_failed_prediction(stub: Stub, tmp_path: Path) -> None:
     error = {"message": "The response was filtered", "code": "content_filter", "type": "x"}
     stub.fail(
         "POST",
@@ -512,8 +510,8 @@ def test_a_request_that_fails_for_good_is_a_failed_prediction(stub: Stub, tmp_pa
 
 
 def test_filtered_empty_and_refused_answers(stub: Stub, tmp_path: Path) -> None:
-    from ftkit_openai._client import Malformed
-    from ftkit_openai._infer import predictions_of
+    from ftkit_openai._errors import Malformed
+    from ftkit_openai._requests import predictions_of
 
     from ftkit.records import Example, GenerationConfig, Message
 
@@ -536,16 +534,15 @@ def test_filtered_empty_and_refused_answers(stub: Stub, tmp_path: Path) -> None:
 
 def test_several_samples_come_in_one_request(stub: Stub, tmp_path: Path) -> None:
     from ftkit.console import Console
-    from ftkit.run.stages import start
 
     wanted = {
         **recipe(stub, write_rows(tmp_path / "rows")),
         "generation": {"max_new_tokens": 8, "temperature": 0.7, "samples": 3},
     }
-    done = start(load_recipe(wanted), tmp_path / "runs", Console(), yes=True)
+    done = ftkit.run(wanted, out=tmp_path / "runs", console=Console(), yes=True).directory
     assert len(done.predictions("tuned")) == 36 and stub.answered == 24
-    asked = json.loads(next(s.body for s in stub.asked if s.path == "/v1/chat/completions"))
-    assert asked["n"] == 3 and asked["temperature"] == 0.7 and "seed" in asked
+    body = json.loads(next(s.body for s in stub.requests if s.path == "/v1/chat/completions"))
+    assert body["n"] == 3 and body["temperature"] == 0.7 and "seed" in body
 
 
 def test_two_recipes_share_a_baseline(stub: Stub, tmp_path: Path) -> None:
@@ -555,12 +552,12 @@ def test_two_recipes_share_a_baseline(stub: Stub, tmp_path: Path) -> None:
     assert stub.answered == before + 12  # the tuned model alone
 
 
-def test_a_fresh_model_that_is_not_there_yet(stub: Stub, tmp_path: Path) -> None:
+def test_a_new_model_that_does_not_answer_yet(stub: Stub, tmp_path: Path) -> None:
     stub.model_missing_for = 1.0
     finished(run(stub, tmp_path), stub)
 
 
-def test_a_tuned_model_that_never_comes(stub: Stub, tmp_path: Path) -> None:
+def test_a_tuned_model_that_never_answers(stub: Stub, tmp_path: Path) -> None:
     stub.model_missing_for = 1e6
     with pytest.raises(RunFailed, match=r"no model 'ft:gpt"):
         run(stub, tmp_path, model_wait=0.5)
@@ -578,14 +575,14 @@ def everything(folder: Path) -> str:
 def test_the_key_is_nowhere(
     stub: Stub, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also not where the provider says it back, where logs are verbose, or where a traceback is shown."""
+    """Even where the provider repeats it, where logs are verbose, or where a traceback is shown."""
     import logging
     import traceback
 
     monkeypatch.setenv("OPENAI_LOG", "debug")
     for name in ("openai", "httpx2", "httpcore2"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
-    told = {"message": f"Incorrect API key provided: {KEY}. Header Bearer {KEY}", "code": None, "type": "x"}
+    error = {"message": f"Incorrect API key provided: {KEY}. Header Bearer {KEY}", "code": None, "type": "x"}
     shown = []
     for method, path in (
         ("POST", "/v1/files"),
@@ -594,14 +591,14 @@ def test_the_key_is_nowhere(
         ("POST", "/v1/chat/completions"),
     ):
         for status in (400, 401, 500):
-            stub.fail(method, path, status=status, error=told, times=1)
+            stub.fail(method, path, status=status, error=error, times=1)
     directory: Path | None = None
     for _ in range(20):
         try:
             done = resume(directory, create_again=True) if directory else run(stub, tmp_path, patience=0.0)
             break
-        except FtkitError as error:
-            shown.append("".join(traceback.format_exception(error)) + f"{error} {error.hint}")
+        except FtkitError as failure:
+            shown.append("".join(traceback.format_exception(failure)) + f"{failure} {failure.hint}")
             directory = newest(tmp_path)
     assert done.record().status == "done" and len(shown) >= 3
     captured = capfd.readouterr()
@@ -616,8 +613,8 @@ def test_the_key_is_nowhere(
 UNAUTHORISED = {"status": 401, "error": {"message": "no", "code": "x", "type": "x"}}
 
 
-def left_with_a_job(stub: Stub, tmp_path: Path) -> Path:
-    """Return a run that stopped while its job is under way."""
+def stopped_with_a_job(stub: Stub, tmp_path: Path) -> Path:
+    """Return a run that stopped while its job is running."""
     stub.job_seconds = 60
     stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+", **UNAUTHORISED)
     with pytest.raises(RunFailed, match="401"):
@@ -627,54 +624,55 @@ def left_with_a_job(stub: Stub, tmp_path: Path) -> Path:
 
 def cancelled(directory: Path, *options: str) -> str:
     from click.testing import CliRunner
-    from ftkit_openai.cancel import cancel
+
+    from ftkit.cli.run import cancel
 
     return CliRunner().invoke(cancel, [str(directory), *options], catch_exceptions=False).output
 
 
-def test_cancel_ends_the_job_and_nothing_else(stub: Stub, tmp_path: Path) -> None:
-    directory = left_with_a_job(stub, tmp_path)
-    before = everything(directory)
+def test_cancel_cancels_the_job_and_changes_nothing_else(stub: Stub, tmp_path: Path) -> None:
+    directory = stopped_with_a_job(stub, tmp_path)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     (job,) = stub.jobs
     said = json.loads(cancelled(directory, "--json"))
-    assert said["cancelled"] == [{"what": "job", "id": job, "status": "cancelled"}] and said["in_doubt"] == []
+    assert said["cancelled"] == [{"what": "job", "id": job, "status": "cancelled"}] and said["outcome_unknown"] == []
     assert stub.jobs[job]["status"] == "cancelled"
-    note = directory / "train" / "cancelled.json"
-    assert read_json(note)["cancelled"] is True
-    text = note.read_text()
-    note.unlink()
-    assert everything(directory) == before
-    note.write_text(text)
+    assert state(directory)["cancelled"] > 0
+    after = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert {path.name for path in changed} == {"openai-managed.json"}
     assert "nothing to cancel" in cancelled(directory)
     with pytest.raises(RunFailed, match="was cancelled"):
         resume(directory)
     stub.job_seconds = 0.1
     done = resume(directory, create_again=True)
-    assert done.record().status == "done" and len(stub.jobs) == 2 and not note.exists()
+    assert done.record().status == "done" and len(stub.jobs) == 2 and state(directory)["cancelled"] is None
 
 
-def test_a_cancelled_run_makes_nothing_but_on_the_users_word(stub: Stub, tmp_path: Path) -> None:
+def test_a_cancelled_run_creates_nothing_without_a_confirmation(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", "/v1/files", status=400)
     with pytest.raises(RunFailed):
         run(stub, tmp_path)
     directory = newest(tmp_path)
     assert "nothing to cancel" in cancelled(directory)
     for _ in range(2):
-        with pytest.raises(RunFailed, match=r"this run was cancelled: a job is not made(.|\n)*--create-again"):
+        with pytest.raises(
+            RunFailed, match=r"this run was cancelled: it does not create a job(.|\n)*--answer create-again=yes"
+        ):
             resume(directory)
     assert stub.count("POST", "/v1/fine_tuning/jobs") == 0
     finished(resume(directory, create_again=True), stub)
 
 
-def test_cancel_says_what_it_cannot_see(stub: Stub, tmp_path: Path) -> None:
+def test_cancel_reports_an_unknown_outcome(stub: Stub, tmp_path: Path) -> None:
     stub.job_seconds, stub.hide_jobs_for = 60, 1e6
     stub.fail("POST", "/v1/fine_tuning/jobs", status=502, after=True)
-    with pytest.raises(RunFailed, match="unknown"):
+    with pytest.raises(RunFailed, match="outcome unknown"):
         run(stub, tmp_path)
     directory = newest(tmp_path)
     said = cancelled(directory)
-    assert "unknown whether a job exists" in said and "nothing to cancel" not in said
-    assert json.loads(cancelled(directory, "--json"))["in_doubt"] == ["job"]
+    assert "outcome unknown: a job may exist" in said and "nothing to cancel" not in said
+    assert json.loads(cancelled(directory, "--json"))["outcome_unknown"] == ["job"]
     stub.hide_jobs_for = 0.0
     assert re.search(r"^job ftjob-\d+: cancelled", cancelled(directory))
     assert [job["status"] for job in stub.jobs.values()] == ["cancelled"]
@@ -683,11 +681,13 @@ def test_cancel_says_what_it_cannot_see(stub: Stub, tmp_path: Path) -> None:
     assert len(stub.jobs) == 1
 
 
-def test_a_job_that_was_in_doubt_and_shows_too_late_is_told_and_can_be_ended(stub: Stub, tmp_path: Path) -> None:
-    """The user's word was wrong: there are two, and the run says so at once and at its end."""
+def test_a_job_that_appears_after_another_was_created_is_reported_and_can_be_cancelled(
+    stub: Stub, tmp_path: Path
+) -> None:
+    """The user's confirmation was wrong: there are two jobs. The run says so when it resumes and at its end."""
     stub.job_seconds, stub.hide_jobs_for = 60, 1e6
     stub.fail("POST", "/v1/fine_tuning/jobs", status=502, after=True)
-    with pytest.raises(RunFailed, match="unknown"):
+    with pytest.raises(RunFailed, match="outcome unknown"):
         run(stub, tmp_path)
     directory = newest(tmp_path)
     stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+", **UNAUTHORISED)
@@ -700,7 +700,7 @@ def test_a_job_that_was_in_doubt_and_shows_too_late_is_told_and_can_be_ended(stu
     stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+/events", **UNAUTHORISED)
     with pytest.raises(RunFailed, match="401"):
         resume(directory)
-    both = rf"2 jobs carry this run's mark: {first}, {second}; `ftkit cancel \S+` ends "
+    both = rf"2 jobs carry this run's metadata tag: {first}, {second}; `ftkit cancel \S+` cancels "
     assert any(re.search(both + "all", warning) for warning in RunDirectory.open(directory).record().warnings)
     stub.jobs[second]["status"], stub.ending = "running", "succeeded"
     stub.end(stub.jobs[second])
@@ -710,19 +710,19 @@ def test_a_job_that_was_in_doubt_and_shows_too_late_is_told_and_can_be_ended(stu
     assert cancelled(directory).splitlines()[0] == f"job {first}: cancelled"
 
 
-def test_a_job_that_is_not_there_any_more_has_a_way_out(stub: Stub, tmp_path: Path) -> None:
-    directory = left_with_a_job(stub, tmp_path)
+def test_a_job_that_the_provider_lost_can_be_replaced(stub: Stub, tmp_path: Path) -> None:
+    directory = stopped_with_a_job(stub, tmp_path)
     stub.jobs.clear()
     stub.job_seconds = 0.1
-    with pytest.raises(RunFailed, match=r"knows no job ftjob-\d+ \(404\)(.|\n)*--create-again"):
+    with pytest.raises(RunFailed, match=r"has no job ftjob-\d+ \(404\)(.|\n)*--answer create-again=yes"):
         resume(directory)
     assert not stub.jobs
     finished(resume(directory, create_again=True), stub)
 
 
 @pytest.mark.parametrize("status", ["running", "succeeded"])
-def test_create_again_where_there_is_a_job_is_answered(stub: Stub, tmp_path: Path, status: str) -> None:
-    directory = left_with_a_job(stub, tmp_path)
+def test_create_again_where_there_is_a_job_creates_none_and_says_so(stub: Stub, tmp_path: Path, status: str) -> None:
+    directory = stopped_with_a_job(stub, tmp_path)
     (job,) = stub.jobs
     if status == "running":
         stub.plan = ["running"]
@@ -731,10 +731,12 @@ def test_create_again_where_there_is_a_job_is_answered(stub: Stub, tmp_path: Pat
         stub.end(stub.jobs[job])
     done = resume(directory, create_again=True)
     finished(done, stub)
-    assert any(f"job {job} is {status}: --create-again makes no second one" in w for w in done.record().warnings)
+    assert any(
+        f"job {job} is {status}: --answer create-again=yes creates no second one" in w for w in done.record().warnings
+    )
 
 
 def test_state_names_the_job(stub: Stub, tmp_path: Path) -> None:
     done = run(stub, tmp_path)
-    assert state(done.dir)["job"]["phase"] == "created" and RunDirectory.open(done.dir).state["job"]["id"] in stub.jobs
+    assert state(done.dir)["job"]["phase"] == "created" and state(done.dir)["job"]["id"] in stub.jobs
     assert ROOT.exists()

@@ -267,8 +267,8 @@ def test_the_models_file_of_the_docs_is_read(tmp_path: Path) -> None:
     assert epochs == {10: 10, 33: 4, 34: 3, 8333: 3, 8334: 2, 30_000: 1}
 
 
-def test_a_local_server_ends_with_its_parent(fake_site: Path, tmp_path: Path) -> None:
-    from ftkit_openai.server.local import local_server
+def test_a_server_of_ones_own_ends_with_its_owner(fake_site: Path, tmp_path: Path) -> None:
+    from ftkit_openai._local import local_server
 
     with local_server(tmp_path / "data") as url:
         names = [m.id for m in openai.OpenAI(base_url=url, api_key="x").models.list()]
@@ -285,7 +285,7 @@ def test_a_local_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import sys, time; from pathlib import Path; from ftkit_openai.server.local import local_server\n"
+        "import sys, time; from pathlib import Path; from ftkit_openai._local import local_server\n"
         "with local_server(Path(sys.argv[1])) as url: print(url, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "data"], stdout=subprocess.PIPE, text=True) as parent:
