@@ -58,7 +58,7 @@ def cancel(run: Path, as_json: bool) -> None:
         click.echo("nothing to cancel: nothing of this run is in progress at the provider")
     if running:
         click.echo(
-            "the run itself is running: it ends when it sees the cancellation; single requests end with Ctrl-C there"
+            "the run itself is still running: it ends when it sees the cancellation; single requests end with Ctrl-C there"
         )
 
 

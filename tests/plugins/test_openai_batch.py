@@ -81,7 +81,7 @@ def test_cancel_ends_the_spending_of_a_running_run(stub: Stub, tmp_path: Path) -
         while not stub.count("GET", "/v1/batches/[^/]+"):
             time.sleep(0.01)
         directory = newest(tmp_path)
-        assert "the run itself is running" in cancelled(directory)
+        assert "the run itself is still running" in cancelled(directory)
         assert forks.wait() == 1
         assert "was cancelled; what it answered is kept" in forks.log.read_text()
     finally:
