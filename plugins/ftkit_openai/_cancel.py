@@ -52,7 +52,9 @@ def cancel(options: ManagedOptions, run: MeasuredRun, running: bool) -> Cancelle
         f"  search again: ftkit cancel {run.dir}, or search the provider's own pages for ftkit_run={run.id}"
         for noun in unknown
     )
-    note = "the run itself is running: it ends when it sees the cancellation; single requests end with Ctrl-C there"
+    note = (
+        "the run itself is still running: it ends when it sees the cancellation; single requests end with Ctrl-C there"
+    )
     return Cancelled(tuple(ended), tuple(unknown), (*texts, note) if running else texts)
 
 

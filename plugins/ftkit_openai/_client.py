@@ -145,7 +145,7 @@ class Provider:
         """
         if isinstance(error, FtkitError):
             return error
-        said = self.clean(message_of(error))
+        text = self.clean(message_of(error))
         label, name = self.dialect.label, key_env(self.options) or "the API key"
         model = model or self.options.base_model
         status = getattr(error, "status_code", None)
@@ -153,19 +153,19 @@ class Provider:
         message, hint = {
             "key": self._explain_key(),
             "unavailable": (f"{label} does not let this organisation train (403 training_not_available)", TRAINING_NOT_ALLOWED),
-            "forbidden": (f"{label} forbids this to the key in {name} (403): {said}", f"while {what}; give the key or its project that right"),
+            "forbidden": (f"{label} forbids this to the key in {name} (403): {text}", f"while {what}; give the key or its project that right"),
             "model": (f"{label} has no model {model!r} for this key (404)", self._model_hint(model)),
             "quota": (f"{label}: the quota is used up (429 insufficient_quota)", f"buy credit or raise the limit at the provider. {resume}"),
-            "billing": (f"{label}: billing stops the request: {said}", f"fix it in the account's billing settings. {resume}"),
+            "billing": (f"{label}: billing stops the request: {text}", f"fix it in the account's billing settings. {resume}"),
             "rate": (f"{label} kept refusing requests for its rate limit (429) while {what}", f"lower backend.concurrency, or wait. {resume}"),
-            "moderation": (f"{label} blocked the request by moderation while {what}: {said}", "look at the rows that it names; remove what is not allowed"),
-            "invalid": (f"{label} refused the request while {what} ({status}): {said}", "fix what it names in the recipe or the data"),
-            "not_found": (f"{label} has no such object (404) while {what}: {said}", "is backend.base_url right?"),
-            "server": (f"{label} failed while {what} ({status}): {said}", resume),
+            "moderation": (f"{label} blocked the request by moderation while {what}: {text}", "look at the rows that it names; remove what is not allowed"),
+            "invalid": (f"{label} refused the request while {what} ({status}): {text}", "fix what it names in the recipe or the data"),
+            "not_found": (f"{label} has no such object (404) while {what}: {text}", "is backend.base_url right?"),
+            "server": (f"{label} failed while {what} ({status}): {text}", resume),
             "timeout": (f"{label} did not answer within {self.options.timeout:g} s while {what}", f"raise backend.timeout, or try later. {resume}"),
-            "malformed": (f"{label} returned a malformed answer while {what}: {said}", f"is backend.base_url right? {resume}"),
-            "network": (f"no connection to {self.host} while {what}: {said}", f"check the network and backend.base_url. {resume}"),
-        }.get(classify(error), (f"{type(error).__name__} while {what}: {said}", resume))  # fmt: skip
+            "malformed": (f"{label} returned a malformed answer while {what}: {text}", f"is backend.base_url right? {resume}"),
+            "network": (f"no connection to {self.host} while {what}: {text}", f"check the network and backend.base_url. {resume}"),
+        }.get(classify(error), (f"{type(error).__name__} while {what}: {text}", resume))  # fmt: skip
         return RunFailed(message, hint.strip() or None)
 
     def _model_hint(self, model: str) -> str:
@@ -177,8 +177,8 @@ class Provider:
         """Return the message and the hint of a 401."""
         label, name = self.dialect.label, key_env(self.options)
         if name is None:
-            return f"{label} wants a key (401)", "name the variable that holds it: `backend.api_key_env: NAME`"
+            return f"{label} requires a key (401)", "name the variable that holds it: `backend.api_key_env: NAME`"
         hint = f"put a valid key into the environment or into .env as {name}=..."
         if self._key is None:
-            return f"{label} wants a key, and {name} is not set (401)", hint
+            return f"{label} requires a key, and {name} is not set (401)", hint
         return f"{label} does not accept the key in {name} (401)", hint

@@ -45,7 +45,6 @@ class ChatSession(Session):
         self.in_flight: dict[Future[list[Prediction]], Sequence[Example]] = {}
         self.pool: ThreadPoolExecutor | None = None
         self.late: LateAnswers | None = None
-        self.answers = 0
         self.rate_limited = 0  # requests refused by a rate limit
         self.invalid = 0  # requests refused as invalid
 
@@ -113,7 +112,6 @@ class ChatSession(Session):
                     failure = error
                 else:
                     self.succeeded = time.monotonic()
-                    self.answers += 1
                     if not self.any_answered() and self.late is not None:
                         self.late.note_answer()
                     self.limiter.on_answer(raw.headers)

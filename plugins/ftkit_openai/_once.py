@@ -36,7 +36,7 @@ _SEARCHING = "searching for what was created"
 class Once(ABC):
     """One paid object of a run: its job, or one of its batches.
 
-    The run's state holds {"phase", "id", "asked"} under `key`; `asked` is the time of the request, in seconds. Phases:
+    The run's state holds {"phase", "id", "requested_at"} under `key`; the time is in seconds since 1970. Phases:
       creating         the request was sent, or is about to be; its answer is not saved
       outcome_unknown  the search found nothing: the user has to decide
       refused          the provider refused the request, or the request was never sent
@@ -163,7 +163,7 @@ class Once(ABC):
             self._check_not_cancelled()
             # Where the process dies after this line and before the answer is saved, the outcome is unknown.
             state_of(run).update(
-                **{self.key: {"phase": "creating", "asked": round(time.time(), 3)}, "create_again": False}
+                **{self.key: {"phase": "creating", "requested_at": round(time.time(), 3)}, "create_again": False}
             )
             try:
                 created = create()

@@ -1,6 +1,6 @@
 """What a run remembers of its objects at the provider: see `ftkit.api.State`.
 
-Keys: `job`, `batch-HASH` ({"phase", "id", "asked"}, see `_once`), `attempts` (by key), `files` (uploaded, by SHA-256),
+Keys: `job`, `batch-HASH` ({"phase", "id", "requested_at"}, see `_once`), `attempts` (by key), `files` (uploaded, by SHA-256),
 `create_again` (the user's confirmation that another object may be created), `cancelled` (no more may be created).
 """
 

@@ -1,4 +1,4 @@
-"""How fast a provider is asked: waits between retries, and how many requests are in flight at once."""
+"""How fast requests are sent: waits between retries, and how many requests are in flight at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 def backoff_delay(attempt: int, first: float, most: float, factor: float = 2.0) -> float:
     """Return the seconds to wait after failure number `attempt` (0, 1, ...): first * factor**attempt, at most `most`.
 
-    Any number of attempts is allowed. The power of a float overflows after about 1,024 doublings; `most` holds then.
+    Any `attempt` is allowed: where the power is too large for a float (after about 1,024 doublings), the delay is `most`.
     """
     try:
         return min(first * factor**attempt, most)

@@ -77,6 +77,11 @@ def resume(directory: Path, create_again: bool = False) -> RunDirectory:
     return ftkit.resume(directory, Console(), {"create-again": "yes"} if create_again else None).directory
 
 
+def everything(folder: Path) -> str:
+    """Return the content of all files below a folder as one text."""
+    return "\n".join(p.read_bytes().decode("utf-8", "replace") for p in folder.rglob("*") if p.is_file())
+
+
 def newest(tmp_path: Path) -> Path:
     return max((tmp_path / "runs").glob("managed-*"), key=lambda p: p.stat().st_mtime_ns)
 

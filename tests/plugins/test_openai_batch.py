@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai_kit import Forks, finished, newest, recipe, resume, run, stub, write_rows
@@ -81,7 +82,7 @@ def test_cancel_ends_the_spending_of_a_running_run(stub: Stub, tmp_path: Path) -
         while not stub.count("GET", "/v1/batches/[^/]+"):
             time.sleep(0.01)
         directory = newest(tmp_path)
-        assert "the run itself is running" in cancelled(directory)
+        assert "the run itself is still running" in cancelled(directory)
         assert forks.wait() == 1
         assert "was cancelled; what it answered is kept" in forks.log.read_text()
     finally:
@@ -94,6 +95,48 @@ def test_cancel_ends_the_spending_of_a_running_run(stub: Stub, tmp_path: Path) -
     finished(resume(directory, create_again=True), stub)
     assert len(stub.batches) == 3
     assert stub.answered == 24, "what the cancelled one had answered is not paid for again"
+
+
+def test_batches_that_were_cancelled_again_and_again_are_replaced_for_the_rest(stub: Stub, tmp_path: Path) -> None:
+    """Each confirmation counts, also for the batch that replaced a cancelled one."""
+    create = stub.post_batch
+
+    def create_cancelled(query: dict[str, str], body: Any) -> Any:
+        created = create(query, body)
+        stub.batches[created["id"]]["status"] = "cancelling"  # half of its requests are answered
+        return created
+
+    stub.post_batch = create_cancelled  # type: ignore[method-assign]
+    with pytest.raises(RunFailed, match="was cancelled"):
+        run(stub, tmp_path, use_batch_api=True)
+    for answered in (6, 9):
+        assert stub.answered == answered
+        with pytest.raises(RunFailed, match="was cancelled"):
+            resume(newest(tmp_path), create_again=True)
+    assert [len(batch["_lines"]) for batch in stub.batches.values()] == [12, 6, 3]
+    stub.post_batch = create  # type: ignore[method-assign]
+    with pytest.raises(RunFailed, match="was cancelled"):
+        resume(newest(tmp_path))  # without a confirmation
+    finished(resume(newest(tmp_path), create_again=True), stub)
+    assert stub.answered == 24 and len(stub.batches) == 5
+
+
+def test_a_batch_that_the_provider_lost_can_be_replaced(stub: Stub, tmp_path: Path) -> None:
+    stub.fail("GET", "/v1/batches/[^/]+", status=401, error={"message": "no", "code": "x", "type": "x"})
+    with pytest.raises(RunFailed, match="401"):
+        run(stub, tmp_path, use_batch_api=True)
+    stub.batches.clear()
+    missing = {"status": 404, "error": {"message": "No batch found", "code": None, "type": "x"}}
+    stub.fail("GET", "/v1/batches/[^/]+", **missing)
+    with pytest.raises(
+        RunFailed, match=r"has no batch batch_\d+ \(404\)(.|\n)*another batch(.|\n)*--answer create-again=yes"
+    ):
+        resume(newest(tmp_path))
+    assert not stub.batches
+    stub.fail("GET", "/v1/batches/[^/]+", **missing)
+    done = resume(newest(tmp_path), create_again=True)
+    finished(done, stub)
+    assert any("another is created, as the user confirmed" in row.get("message", "") for row in done.log_rows())
 
 
 @pytest.mark.parametrize(

@@ -154,11 +154,11 @@ def test_a_key_that_cannot_be_sent_is_one_message(
     assert not stub.requests
 
 
-def test_a_server_that_wants_a_key_where_there_is_none(
+def test_a_server_that_requires_a_key_where_there_is_none(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     (finding,) = [f for f in found(stub, tmp_path) if f.level == "error"]
-    assert "wants a key, and OPENAI_API_KEY is not set (401)" in finding.message
+    assert "requires a key, and OPENAI_API_KEY is not set (401)" in finding.message
     (finding,) = [f for f in found(stub, tmp_path, dialect="local") if f.level == "error"]
-    assert "this machine wants a key (401)" in finding.message and "backend.api_key_env: NAME" in str(finding.hint)
+    assert "this machine requires a key (401)" in finding.message and "backend.api_key_env: NAME" in str(finding.hint)

@@ -1,4 +1,4 @@
-"""How fast a provider is asked, and which kind a failure is: the rate limiter, waits, and the classes of errors."""
+"""The rate limiter, the waits between retries, and the classes of errors."""
 
 from __future__ import annotations
 
