@@ -17,11 +17,13 @@ _OTHER_PARTS = (
     *("file", "input_file", "refusal"),
 )
 _UNMISTAKABLE = ("image_url", "input_image", "input_audio", "audio_url", "video_url", "input_video", "input_file")
-_CALLED = {bool: "a boolean", bytes: "bytes", bytearray: "bytes", datetime.datetime: "a time", datetime.date: "a date",
-           datetime.time: "a time of day", datetime.timedelta: "a duration", set: "a set", frozenset: "a set",
-    list: "a list",
-    dict: "an object",
-}  # fmt: skip
+_CALLED = {
+    **{bool: "a boolean", bytes: "bytes", bytearray: "bytes", list: "a list", dict: "an object"},
+    **{datetime.datetime: "a time", datetime.date: "a date", datetime.time: "a time of day"},
+    **{datetime.timedelta: "a duration", set: "a set", frozenset: "a set"},
+}
+_SHORT = reprlib.Repr()
+_SHORT.maxother = 50
 
 
 class Cell(NamedTuple):
@@ -163,5 +165,5 @@ def _shown(value: Any) -> str:
     called = next(
         (name for kind, name in _CALLED.items() if type(value) is kind), f"a value of type {type(value).__name__}"
     )
-    text = str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
+    text = str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
     return f"{called} ({printable(one_line(text, 50))})"
