@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api import Evaluator
-from ..data.rows import read_file
+from ..data.formats import read_file
 from ..data.task import fingerprint
 from ..directory import RunDirectory, utc_now
 from ..errors import InputError
