@@ -110,14 +110,16 @@ def _place(value: str) -> str:
     return value
 
 
-def _delimiter(value: str | None) -> str | None:
+def as_delimiter(value: str | None) -> str | None:
+    """Return a delimiter as one character. Raises ValueError."""
     value = {"\\t": "\t", "tab": "\t"}.get(value or "", value)
     if value is not None and (len(value) != 1 or value in '"\r\n'):
         raise ValueError("a delimiter is one character such as ; or | (a tab is written as \\t), and no quote")
     return value
 
 
-def _encoding(value: str | None) -> str | None:
+def as_encoding(value: str | None) -> str | None:
+    """Return an encoding that Python knows. Raises ValueError."""
     if value is None:
         return None
     try:
@@ -167,10 +169,10 @@ class DatasetKeys(Options):
     allow_empty_targets: bool = Field(
         False, description="accept that more than 5 % of the targets of a split are empty"
     )
-    delimiter: Annotated[str | None, AfterValidator(_delimiter)] = Field(
+    delimiter: Annotated[str | None, AfterValidator(as_delimiter)] = Field(
         None, description="what separates the fields of .csv and .tsv files (default: a comma, a tab)"
     )
-    encoding: Annotated[str | None, AfterValidator(_encoding)] = Field(
+    encoding: Annotated[str | None, AfterValidator(as_encoding)] = Field(
         None,
         description="encoding of text files, such as shift_jis (default: UTF-8, or what a byte order mark says)",
     )

@@ -339,3 +339,31 @@ def test_missing_values_and_mistakes_of_rows_from_python(recipe: Keys) -> None:
         with pytest.raises(InputError) as caught:
             load_task(notebook.load(recipe(dataset=dataset)))
         assert says in str(caught.value), says
+
+
+# ---------------------------------------------------------------- ftkit score
+
+
+def test_score_reads_the_same_files_and_refuses_the_same_values(tmp_path: Path, command: Callable[..., Any]) -> None:
+    import gzip
+
+    rows = [{"prediction": f"質問{i}です", "target": [f"質問{i}です", "x"], "n": i} for i in range(4)]
+    text = "prediction;target\n" + "".join(f"{r['prediction']};{r['prediction']}\n" for r in rows)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode("shift_jis")))
+    arguments = ["score", "--evaluator", "fake-overlap", "--json", "--predictions"]
+    done = command(*arguments, "a.csv.gz")
+    assert done.returncode == 2 and "--encoding 'shift_jis'" in done.stderr
+    done = command(*arguments, "a.csv.gz", "--encoding", "shift_jis")
+    assert done.returncode == 2 and "--delimiter ';'" in done.stderr
+    done = command(*arguments, "a.csv.gz", "--encoding", "shift_jis", "--delimiter", ";")
+    (first,) = list(json.loads(done.stdout)["metrics"].values())[:1]
+    assert done.returncode == 0 and (first["value"], first["n"]) == (1.0, 4)
+    done = command(*arguments, "a.csv.gz", "--encoding", "shiftjs")
+    assert done.returncode == 2 and "did you mean shift_jis?" in done.stderr
+    jsonl(tmp_path / "b.jsonl", [*rows, {"prediction": True, "target": "x"}])
+    done = command(*arguments, "b.jsonl")
+    assert done.returncode == 2 and "b.jsonl: row 5, column 'prediction': a boolean (true) is not text" in done.stderr
+    jsonl(tmp_path / "c.jsonl", [{"prediction": {"ok": True}, "target": [{"type": "text", "text": '{"ok":true}'}]}])
+    done = command(*arguments, "c.jsonl")
+    (first,) = list(json.loads(done.stdout)["metrics"].values())[:1]
+    assert done.returncode == 0 and first["value"] == 1.0
