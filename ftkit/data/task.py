@@ -82,13 +82,15 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
     if problems:
         raise RecipeError([_placed(recipe, problem) for problem in problems])
     splits = {split: _examples(recipe, split, source_of(split, rows), part) for split, part in cut.items()}
+    # Where the template names columns, `Example.input` holds its words; a fingerprint is one of the data alone.
+    named = recipe.prompt.columns_of({"instruction": ""}) and not dataset.columns.messages
     inputs = {
         split: {
             example.id: _data_text(recipe, source_of(split, rows), index, row)
             for example, (index, row) in zip(splits[split], part, strict=True)
         }
         for split, part in cut.items()
-        if not dataset.columns.messages
+        if named
     }
     dropped = 0
     if dataset.drop_leaked and "train" in splits:
