@@ -275,6 +275,8 @@ def score(
     out: str | Path = "runs",
     name: str | None = None,
     options: Sequence[str] = (),
+    delimiter: str | None = None,
+    encoding: str | None = None,
     **columns: str | None,
 ) -> RunResult:
     """Score a file of predictions (see `ftkit.run.score_file`); `columns`: prediction, target, input, id.
@@ -287,7 +289,7 @@ def score(
     if options and not isinstance(evaluator, str):
         raise InputError("`options` are for an evaluator given by its name: this one was made with its own")
     chosen = make_plugin("evaluator", evaluator, options) if isinstance(evaluator, str) else evaluator
-    return RunResult(score_file(Path(predictions), [chosen], Path(out), name, columns))
+    return RunResult(score_file(Path(predictions), [chosen], Path(out), name, columns, delimiter, encoding))
 
 
 def report(*runs: str | Path | RunResult, out: str | Path, anyway: bool = False, prices: Sequence[str] = ()) -> Report:

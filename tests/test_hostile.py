@@ -110,7 +110,11 @@ def hostile_run(
     recipe = {
         "name": "hostile",
         "note": SCRIPT + TEXTS["terminal"],
-        "dataset": {"path": str(tmp_path / "rows"), "columns": {"meta": ["__proto__", SCRIPT]}},
+        "dataset": {
+            "path": str(tmp_path / "rows"),
+            "columns": {"meta": ["__proto__", SCRIPT]},
+            "allow_empty_targets": True,
+        },
         "prompt": {"instruction": SCRIPT, "template": "{instruction}\n{input}"},
         "backend": {"plugin": "fake", "base_model": f"../{SCRIPT}", "warn": SCRIPT + TEXTS["terminal"], "extras": True},
         "evaluator": ["hostile", "fake-overlap"],
@@ -278,7 +282,7 @@ def test_a_real_run_over_hostile_rows(tmp_path: Path) -> None:
     }
     recipe = {
         "name": "hostile",
-        "dataset": {"path": str(tmp_path / "rows"), "columns": {"meta": ["__proto__"]}},
+        "dataset": {"path": str(tmp_path / "rows"), "columns": {"meta": ["__proto__"]}, "allow_empty_targets": True},
         "backend": backend,
         "generation": {"max_new_tokens": 4},
         "evaluator": "rouge",

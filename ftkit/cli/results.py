@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "path",
     required=True,
     type=click.Path(path_type=Path),
-    help=".jsonl, .json, .csv or .parquet file.",
+    help=".jsonl, .json, .csv, .tsv (each also as .gz) or .parquet file.",
 )
 @click.option("--evaluator", required=True, help="Evaluator plugin, such as those in `ftkit plugins`.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the evaluator.")
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 @click.option("--prediction", help="Column of the prediction.")
 @click.option("--input", "input_", help="Column of the input text, by which a report matches examples.")
 @click.option("--id", "id_", help="Column of the example id.")
+@click.option("--delimiter", help="What separates the fields of a .csv or .tsv file (default: a comma, a tab).")
+@click.option("--encoding", help="Encoding of a text file, such as shift_jis (default: UTF-8).")
 @click.option("--name", help="What the report calls this system (default: the file's name).")
 @options.out
 @options.as_json
 def score(
     path: Path, evaluator: str, options: tuple[str, ...], target: str | None, prediction: str | None, input_: str | None,
-    id_: str | None, name: str | None, out: Path, as_json: bool,
+    id_: str | None, delimiter: str | None, encoding: str | None, name: str | None, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute metrics for predictions that were made anywhere."""
     from ..interface import RunResult
@@ -47,7 +49,7 @@ def score(
 
     chosen = make_plugin("evaluator", evaluator, options)
     columns = {"target": target, "prediction": prediction, "input": input_, "id": id_}
-    scored = RunResult(score_file(path, [chosen], out, name, columns))
+    scored = RunResult(score_file(path, [chosen], out, name, columns, delimiter, encoding))
     metrics = scored.metrics["predictions"]
     if as_json:
         print_json({"run": str(scored.dir), "metrics": {n: m.to_dict() for n, m in metrics.items()}})

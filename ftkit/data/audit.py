@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..records import Example
+from ..records import Example, Finding
 from ..text import counted, normalise
 
+_EMPTY = 0.05  # share of empty targets above which a split stops the run
 _SHOWN = 100  # ids listed per finding; the counts are of all
 
 
@@ -58,8 +59,8 @@ def audit_warnings(report: Mapping[str, Any]) -> list[str]:
     for split, facts in report["splits"].items():
         for kind in ("input", "target"):
             if empty := facts[f"empty_{kind}s"]:
-                ids = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-                warnings.append(f"{split}: {counted(len(empty), f'empty {kind}', f'empty {kind}s')} (id {ids})")
+                what = counted(len(empty), f"empty {kind}", f"empty {kind}s")
+                warnings.append(f"{split}: {what} (id {_some(empty)})")
         if facts["copies"] * 2 >= max(facts["rows"], 1):
             warnings.append(
                 f"{split}: {facts['copies']} of {facts['rows']} rows have their input as the target; "
@@ -77,6 +78,34 @@ def audit_warnings(report: Mapping[str, Any]) -> list[str]:
             f"test: {counted(overlap['rows'], 'row has', 'rows have')} an input that also occurs in validation"
         )
     return warnings
+
+
+def empty_targets(report: Mapping[str, Any], key: str, allowed: bool) -> list[Finding]:
+    """Return an error for each split that has no target, or more empty ones than a slip explains.
+
+    `key` is the recipe's key that names the column of targets; `allowed`: the recipe accepts a share of empty ones.
+    """
+    findings = []
+    for split, facts in report["splits"].items():
+        empty, rows = facts["empty_targets"], facts["rows"]
+        if empty and len(empty) == rows:
+            hint = f"name the column that holds the right answer: --set {key}=COLUMN"
+            message = (
+                f"{key}: {split}: {'the only row has' if rows == 1 else f'all {rows:,} rows have'} an empty target"
+            )
+            findings.append(Finding("error", message, hint, key))
+        elif len(empty) > _EMPTY * rows and not allowed:
+            share = f"{100 * len(empty) / rows:.1f} %"
+            message = f"{key}: {split}: {len(empty):,} of {rows:,} targets ({share}) are empty; at most 5 % may be"
+            hint = (
+                f"rows: {_some(empty)}\n  fill or remove them, or accept them: --set dataset.allow_empty_targets=true"
+            )
+            findings.append(Finding("error", message, hint, key))
+    return findings
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
 
 
 def audit_notes(report: Mapping[str, Any]) -> list[str]:

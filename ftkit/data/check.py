@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..errors import InputError, Problem
-from ..recipe.keys import Columns, Splits
-from ..recipe.load import text_at
+from ..recipe.keys import Columns, DatasetKeys, Prompt, Splits
 from ..recipe.validate import validate
 from ..recipe.yaml import Node
-from .rows import column_names, local_files
-from .task import missing_columns, missing_splits, named_columns
+from .formats import Reading, column_names
+from .rows import local_files
+from .splits import unfit_splits
+from .task import missing_columns, named_columns
 
 
 def check_data(root: Node, known: Sequence[Problem]) -> list[Problem]:
@@ -21,24 +21,40 @@ def check_data(root: Node, known: Sequence[Problem]) -> list[Problem]:
     A loader and a hub id are looked at when the data are read. What `known` speaks of already is left out.
     """
     dataset = root.value.get("dataset")
-    path = text_at(dataset, "path") if dataset else None
-    if dataset is None or path is None or not os.path.isabs(path) or "\0" in path:
+    node = dataset.below("path") if dataset else None
+    if dataset is None or node is None or not _readable(node):
         return []
+    found: list[Problem] = []
     try:
-        files = local_files(Path(path))
-        found: list[Problem] = []
+        files = local_files(node.plain())
         splits = validate(Splits, _section(dataset, "splits"), (), [])
         if splits is not None:
-            found += missing_splits(files, dict(splits))
+            found += unfit_splits(files, dict(splits))
         columns = validate(Columns, _section(dataset, "columns"), (), [])
         if columns is not None:
-            wanted = named_columns(columns).values()
-            have = {s: set.union(*(column_names(p, wanted) for p in part)) for s, part in files.items()}
-            found += missing_columns(columns, have)
+            named = named_columns(columns, validate(Prompt, _section(root, "prompt"), (), []))
+            wanted, reading = [name for _, name in named], _reading(dataset)
+            have = {s: set.union(*(column_names(p, wanted, reading) for p in part)) for s, part in files.items()}
+            found += missing_columns(named, have)
     except InputError as error:
-        found = [dataset.value["path"].problem(error.message, ("dataset", "path"), error.hint)]
+        key = error.message.split(":")[0]
+        found.append(Problem(error.message, key=key if key.startswith("dataset.") else "dataset.path", hint=error.hint))
     wrong = {problem.key for problem in known}
     return [_placed(root, problem) for problem in found if problem.key not in wrong]
+
+
+def _readable(path: Node) -> bool:
+    """Return whether `dataset.path` is well formed, and names local files."""
+    if isinstance(path.value, str):
+        return os.path.isabs(path.value) and "\0" not in path.value
+    return isinstance(path.value, list | dict) and validate(DatasetKeys, Node({"path": path}), (), []) is not None
+
+
+def _reading(dataset: Node) -> Reading:
+    """Return how files are read; as usual where the recipe's own keys are not right."""
+    keys = {key: node for key in ("delimiter", "encoding") if (node := dataset.below(key)) is not None}
+    found = validate(DatasetKeys, Node({"path": Node("x"), **keys}), (), [])
+    return Reading(found.delimiter, found.encoding) if found else Reading()
 
 
 def _section(node: Node, key: str) -> Node:

@@ -1,176 +1,203 @@
-"""Rows as they are found: in a file, a folder of splits, on the hub, or made by a loader plugin."""
+"""Rows as they are found: in files, a folder of splits, on the hub, given from Python, or made by a loader plugin."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import itertools
-import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..recipe.given import GIVEN
+from .formats import ENDINGS, Reading, Row, ending_of, read_file
+from .memory import rows_in_memory
 
 if TYPE_CHECKING:
-    from ..recipe.keys import DatasetConfig
+    from ..recipe.keys import DatasetConfig, DatasetPath
 
-Row = Mapping[str, Any]
-
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 FILE_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
                "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip
-_PEEK = 1 << 18  # characters of a .json file that are looked at for its first rows
-_GAP = re.compile(r"[\s,]*")  # between two rows of it
-csv.field_size_limit(1 << 30)
+_SHOWN = 8  # names in one message
 
 
-def read_rows(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, Any]]:
-    """Return rows per split and where they came from.
+def read_rows(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, Any], list[str]]:
+    """Return rows per split, where they came from, and notes on what was passed over.
 
     A source without splits (a single file) comes back as {"all": rows}. Raises InputError with the
     way out where the source cannot be had.
     """
+    path = dataset.path
+    reading = Reading(dataset.delimiter, dataset.encoding)
     if dataset.loader is not None:
+        _refuse_idle(reading, {})
         loader = dataset.loader.make()
         rows = {split: list(part) for split, part in loader.load().items()}
-        return rows, {"path": dataset.path, "loader": dataset.loader.options.model_dump(mode="json"), **loader.about()}
-    path = Path(os.path.expanduser(dataset.path))
-    if os.path.exists(path) or path.is_absolute() or path.suffix in SUFFIXES or dataset.path.startswith((".", "~")):
-        rows = {split: [row for p in paths for row in read_file(p)] for split, paths in local_files(path).items()}
-        return rows, {"path": str(path)}
-    return _read_hub(dataset)
+        options = dataset.loader.options.model_dump(mode="json")
+        return rows, {"path": path, "loader": options, **loader.about()}, []
+    if isinstance(path, str) and path.startswith(GIVEN):
+        _refuse_idle(reading, {})
+        rows, notes = _by_split(rows_in_memory(path, dataset.given))
+        return rows, {"path": path}, notes
+    if not is_local(path):
+        _refuse_idle(reading, {})
+        return _read_hub(dataset)
+    files = local_files(path)
+    _refuse_idle(reading, files)
+    rows = {split: [row for p in paths for row in read_file(p, reading)] for split, paths in files.items()}
+    return rows, {"path": path if not isinstance(path, str) else str(_here(path))}, file_notes(path, files)
 
 
-def local_files(path: Path) -> dict[str, list[Path]]:
-    """Return the files that hold each split of a local source; a single file is {"all": [file]}."""
+def _here(path: str) -> Path:
+    return Path(os.path.expanduser(path))
+
+
+def is_local(path: DatasetPath) -> bool:
+    """Return whether `dataset.path` names files of this machine; a list and a mapping always do."""
+    if not isinstance(path, str):
+        return True
+    here = _here(path)
+    return os.path.exists(here) or here.is_absolute() or ending_of(here) is not None or path.startswith((".", "~"))
+
+
+def local_files(path: DatasetPath) -> dict[str, list[Path]]:
+    """Return the files of each split of `dataset.path`; files that belong to no split are {"all": files}.
+
+    Raises InputError; where its message starts with a key of the recipe, this key is what is wrong.
+    """
+    if isinstance(path, str):
+        here = _here(path)
+        return _split_files(here) if os.path.isdir(here) else {"all": [_file(path, "dataset.path")]}
+    parts = path.items() if isinstance(path, dict) else [("all", path)]
+    files: dict[str, list[Path]] = {}
+    for split, names in parts:
+        key = "dataset.path" if split == "all" else f"dataset.path.{split}"
+        several = not isinstance(names, str)
+        files[split] = [_file(n, f"{key}.{i}" if several else key) for i, n in enumerate(names if several else [names])]
+        double = next((p for p in files[split] if files[split].count(p) > 1), None)
+        if double:
+            raise InputError(f"{key}: {double} is named twice", "its rows would be read twice: remove one")
+    return files
+
+
+def _file(name: str, key: str) -> Path:
+    """Return the path of a file that is there."""
+    path = _here(name)
     try:
         if os.path.isfile(path):
-            return {"all": [path]}
+            return path
         if os.path.isdir(path):
-            return _split_files(path)
+            raise InputError(f"{key}: {path} is a folder, and one of several paths must be a file", "name its files")
         folder = path.parent
         names = os.listdir(folder) if os.path.isdir(folder) else []
     except OSError as error:
-        raise InputError(f"dataset.path: {path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{key}: {path} cannot be read: {error.strerror}") from None
     near = difflib.get_close_matches(path.name, names, 1)
     hint = f"did you mean {folder / near[0]}?" if near else "it is resolved against the folder of the recipe"
-    raise InputError(f"dataset.path: there is no {path}", hint)
+    raise InputError(f"{key}: there is no {path}", hint)
+
+
+# ---------------------------------------------------------------- a folder of splits
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES):
-        split = FILE_SPLITS.get(re.split(r"[-_.]", path.stem.lower())[0])
-        if split:
+    odd = []
+    for path in _listed(folder):
+        split = _split_of(path)
+        if split is None or os.path.isdir(path):
+            continue
+        if ending_of(path):
             files.setdefault(split, []).append(path)
+        else:
+            odd.append(path.name)
+    names = "dataset.path: {train: FILE, test: FILE}"
+    if odd:
+        raise InputError(
+            f"{folder}: the name of a split begins {_some(odd)}, which cannot be read",
+            f"rename it, move it, or name the files: {names}; files that can be read: {', '.join(ENDINGS)}",
+        )
+    for path in _listed(folder):
+        if path.name.lower() in FILE_SPLITS and os.path.isdir(path) and FILE_SPLITS[path.name.lower()] not in files:
+            raise InputError(
+                f"{folder}: {path.name} is a folder, and a split must be a file", f"name its files: {names}"
+            )
     for split, paths in files.items():
-        if len({p.suffix for p in paths}) > 1:  # most likely the same rows twice
-            names = ", ".join(p.name for p in paths)
-            raise InputError(f"{folder} holds its {split} rows in several formats: {names}", "keep one of them")
+        if len({ending_of(p) for p in paths}) > 1:  # most likely the same rows twice
+            both = ", ".join(p.name for p in paths)
+            raise InputError(f"{folder} holds its {split} rows in several formats: {both}", "keep one of them")
     if not files:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise InputError(f"{folder} holds no train, validation or test file", f"found: {found}")
+        found = _some([p.name for p in _listed(folder)]) or "nothing"
+        raise InputError(
+            f"{folder} holds no train, validation or test file", f"found: {found}; name the files: {names}"
+        )
     return files
 
 
-def column_names(path: Path, wanted: Iterable[str]) -> set[str]:
-    """Return the columns of a local file: those of its first rows, or of all where a wanted one is not among these."""
-    if path.suffix == ".parquet":
-        return set(_parquet(path).schema_arrow.names)
-    names = {str(name) for row in _first_rows(path) for name in row}
-    lacking = set(wanted) - names
-    # A .csv file names all its columns at once; elsewhere a column may be in later rows alone.
-    if names and (not lacking or path.suffix == ".csv" or not _mentioned(path, lacking)):
-        return names
-    return {str(name) for row in read_file(path) for name in row}
-
-
-def _mentioned(path: Path, names: Iterable[str]) -> bool:
-    """Return whether any of the columns can be in the file: parsing a large one to say no takes too long."""
-    text = path.read_bytes()
-    return any(not re.fullmatch(r"[\w .-]+", name, re.ASCII) or f'"{name}"'.encode() in text for name in names)
-
-
-def _first_rows(path: Path, count: int = 100) -> list[Row]:
-    """Return some of the first rows, perhaps none: a quick look, which is no error where the file is broken."""
-    rows: list[Any] = []
+def _listed(folder: Path) -> list[Path]:
+    """Return what a folder holds, but for hidden files."""
     try:
-        with open(path, encoding="utf-8-sig", newline="\n" if path.suffix == ".jsonl" else "") as file:
-            if path.suffix == ".csv":
-                rows = list(itertools.islice(csv.DictReader(file), count))
-            elif path.suffix == ".jsonl":
-                rows = [json.loads(line) for line in itertools.islice(file, count) if line.strip()]
-            elif path.suffix == ".json":
-                text, decoder = file.read(_PEEK), json.JSONDecoder()
-                at = text.index("[") + 1
-                for _ in range(count):
-                    row, at = decoder.raw_decode(text, _GAP.match(text, at).end())  # type: ignore[union-attr]
-                    rows.append(row)
-    except (OSError, ValueError, csv.Error, RecursionError):
-        pass
-    return [row for row in rows if isinstance(row, dict)]
-
-
-def read_file(path: Path) -> list[Row]:
-    """Return the rows of one .json (a list of objects), .jsonl, .csv or .parquet file."""
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: cannot read {path.suffix or 'a file without suffix'}", f"use {', '.join(SUFFIXES)}")
-    try:
-        if path.suffix == ".parquet":
-            rows = _parquet(path).read().to_pylist()
-        elif path.suffix == ".csv":
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                rows = _csv_rows(path, csv.DictReader(file))
-        elif path.suffix == ".jsonl":
-            with open(path, encoding="utf-8-sig", newline="\n") as file:
-                rows = [_json_line(path, n, line) for n, line in enumerate(file, 1) if line.strip()]
-        else:
-            rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8", "convert it: iconv -t utf-8") from None
-    except (ValueError, csv.Error, RecursionError) as error:  # ValueError: broken JSON, and a broken .parquet too
-        raise InputError(f"{path} cannot be read: {error}") from None
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path}: expected a list of objects, one per row")
-    return rows
+        raise InputError(f"dataset.path: {folder} cannot be read: {error.strerror}") from None
 
 
-def _csv_rows(path: Path, reader: csv.DictReader[str]) -> list[Any]:
-    rows = []
-    for row in reader:
-        if None in row:  # the fields beyond the header
-            raise InputError(f"{path}:{reader.line_num}: more fields than the header names", "quote what holds a comma")
-        rows.append(row)
-    return rows
+def _split_of(path: Path) -> str | None:
+    return FILE_SPLITS.get(re.split(r"[-_.]", path.name.lower())[0])
 
 
-def _json_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}:{number}: not JSON: {error}") from None
+def file_notes(path: DatasetPath, files: Mapping[str, list[Path]]) -> list[str]:
+    """Return what a reader must know of a folder: the files that make up a split together, and those passed over."""
+    if not isinstance(path, str) or "all" in files:
+        return []
+    notes = [
+        f"{split}: the rows of {len(paths)} files: {_some([p.name for p in paths])}"
+        for split, paths in files.items()
+        if len(paths) > 1
+    ]
+    read = {p for paths in files.values() for p in paths}
+    over = [p.name + ("/" if os.path.isdir(p) else "") for p in _listed(_here(path)) if p not in read]
+    if over:
+        notes.append(f"not read, because no split has this name: {_some(over)} (in {_here(path)})")
+    return notes
 
 
-def _parquet(path: Path) -> Any:
-    """Open a .parquet file."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError(f"{path}: reading .parquet needs pyarrow", "pip install 'ftkit[data]'") from None
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _read_hub(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+def _refuse_idle(reading: Reading, files: Mapping[str, list[Path]]) -> None:
+    """Refuse a key that would change nothing."""
+    endings = {ending_of(p) or "" for paths in files.values() for p in paths}
+    if reading.delimiter and not any(e.startswith((".csv", ".tsv")) for e in endings):
+        raise InputError("dataset.delimiter: there is no .csv and no .tsv file among the data", "remove this key")
+    if reading.encoding and not endings - {".parquet"}:
+        raise InputError("dataset.encoding: there is no text file among the data", "remove this key")
+
+
+# ---------------------------------------------------------------- splits by name, the hub
+
+
+def _by_split(found: Mapping[str, list[Row]]) -> tuple[dict[str, list[Row]], list[str]]:
+    """Return the rows under ftkit's names of splits, and a note on the splits that are not read."""
+    rows: dict[str, list[Row]] = {}
+    over = []
+    for name in sorted(found, key=lambda name: name not in FILE_SPLITS.values()):  # `validation` before `dev`
+        split = FILE_SPLITS.get(name, name)
+        if split in rows or (split not in FILE_SPLITS.values() and split != "all"):
+            over.append(name)
+        else:
+            rows[split] = found[name]
+    if not rows:
+        raise InputError(f"dataset.path: the data has no train, validation or test split; it has {', '.join(over)}")
+    return rows, [f"not read, because ftkit has no split of this name: {_some(over)}"] if over else []
+
+
+def _read_hub(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, Any], list[str]]:
     from ..hub import explain, prefer_cache_when_unreachable
 
+    assert isinstance(dataset.path, str)
     prefer_cache_when_unreachable()
     try:
         import datasets
@@ -182,8 +209,8 @@ def _read_hub(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, A
         found = datasets.load_dataset(dataset.path, dataset.name, revision=dataset.revision)
     except Exception as error:  # the library raises a dozen unrelated types for one failed download
         raise explain("dataset", dataset.path, error) from None
-    rows = {FILE_SPLITS.get(split, split): list(part) for split, part in found.items()}
+    rows, notes = _by_split({split: list(part) for split, part in found.items()})
     info = next(iter(found.values())).info
     urls = list(info.download_checksums or {})
     commit = next((m.group(1) for url in urls if (m := re.search(r"@([0-9a-f]{40})/", url))), None)
-    return rows, {"path": dataset.path, "name": dataset.name, "revision": commit or dataset.revision}
+    return rows, {"path": dataset.path, "name": dataset.name, "revision": commit or dataset.revision}, notes

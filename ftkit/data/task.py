@@ -1,110 +1,26 @@
-"""Rows to a Task: take columns, put the prompt around them, cut splits.
-
-Which rows make up a split depends on the data alone, never on a seed: rows are ordered by the
-SHA-256 of their text, so that runs with other seeds stay comparable.
-"""
+"""Rows to a Task: take columns, put the prompt around them, cut splits."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, Problem, RecipeError
 from ..files import digest
 from ..records import Example, Message, Task
-from ..text import counted, nearest, normalise
+from ..text import counted, nearest
 from .audit import audit, without_leaked
-from .rows import Row, read_rows
+from .formats import Row
+from .rows import read_rows
+from .splits import SPLITS, cut_splits, source_of, split_problem
+from .values import Cell, kept, text_of, texts_of
 
 if TYPE_CHECKING:
-    from ..recipe.keys import Columns, DatasetConfig
+    from ..recipe.keys import Columns, Prompt
     from ..recipe.load import Recipe
-
-Wanted = Mapping[str, str | int | float]
-
-SPLITS = ("train", "validation", "test")
-
-
-# ---------------------------------------------------------------- splits
-
-
-def _order(row: Row) -> str:
-    text = json.dumps(row, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def select(rows: Sequence[Row], wanted: str | int | float) -> list[int]:
-    """Return the indices of the wanted rows, ascending: "all", a count, or a fraction of them.
-
-    The first ones in hash order are taken, so that 200 of a split are a part of its 400.
-    Raises InputError where there are fewer rows than wanted.
-    """
-    if wanted == "all":
-        return list(range(len(rows)))
-    count = _count(wanted, len(rows))
-    if count > len(rows):
-        raise InputError(f"{count} rows are wanted and there are only {len(rows)}")
-    return sorted(sorted(range(len(rows)), key=lambda i: _order(rows[i]))[:count])
-
-
-def _count(wanted: str | int | float, rows: int) -> int:
-    return int(wanted) if isinstance(wanted, int) else round(float(wanted) * rows)
-
-
-def cut_splits(
-    rows: dict[str, list[Row]], wanted: Wanted, input_of: Any
-) -> tuple[dict[str, list[tuple[int, Row]]], list[str], list[Problem]]:
-    """Return (index in the source, row) per split, notes on how splits were cut, and what is wrong with `wanted`.
-
-    A split that the source lacks is cut out of train (or of the only table): test first, then
-    validation, in hash order of the input, so that rows with one input stay together.
-    """
-    notes: list[str] = []
-    problems = missing_splits(rows, wanted)
-    wrong = {problem.key for problem in problems}
-    result: dict[str, list[tuple[int, Row]]] = {}
-    pool_name = "all" if "all" in rows else "train"
-    pool = list(enumerate(rows.get(pool_name, [])))
-    for split in ("test", "validation"):
-        if split not in wanted or split in rows or f"dataset.splits.{split}" in wrong:
-            continue
-        count = _count(wanted[split], len(rows.get(pool_name, [])))
-        if count >= len(pool):
-            message = f"{count} rows are wanted and there are only {len(pool)} to cut from"
-            problems.append(_problem(f"dataset.splits.{split}", message))
-            continue
-        keys = {
-            i: hashlib.sha256(normalise(input_of(row)).encode("utf-8", "surrogatepass")).hexdigest() for i, row in pool
-        }
-        pool.sort(key=lambda item: (keys[item[0]], _order(item[1])))
-        taken = {keys[i] for i, _ in pool[:count]}
-        result[split] = sorted(pool[:count], key=lambda item: item[0])
-        dropped = [item for item in pool[count:] if keys[item[0]] in taken]
-        pool = sorted((item for item in pool[count:] if keys[item[0]] not in taken), key=lambda item: item[0])
-        notes.append(
-            f"{split}: {count} rows cut from {pool_name}"
-            + (f"; {counted(len(dropped), 'repeat', 'repeats')} left out" if dropped else "")
-        )
-    for split in SPLITS:
-        if split in result or split not in wanted or (split != "train" and split not in rows):
-            continue
-        source = pool if split == "train" else list(enumerate(rows[split]))
-        try:
-            result[split] = [source[i] for i in select([row for _, row in source], wanted[split])]
-        except InputError as error:
-            cut = " and ".join(s for s in ("validation", "test") if s in result and s not in rows)
-            if split == "train" and cut:
-                message = f"{wanted[split]} rows are wanted and only {len(source)} are left after {cut} were cut"
-                hint = f"write `all` for those that are left, or ask for fewer {cut} rows"
-                problems.append(_problem("dataset.splits.train", message, hint))
-            else:
-                problems.append(_problem(f"dataset.splits.{split}", error.message))
-    return {s: result[s] for s in SPLITS if s in result}, notes, problems
-
 
 # ---------------------------------------------------------------- what a recipe asks for and the data lack
 
@@ -113,34 +29,31 @@ def _problem(key: str, message: str, hint: str | None = None) -> Problem:
     return Problem(f"{key}: {message}", key=key, hint=hint)
 
 
-def missing_splits(found: Iterable[str], wanted: Wanted) -> list[Problem]:
-    """Return a problem for each split that is wanted whole and that the source does not have."""
-    has = "it is one table" if set(found) == {"all"} else f"it has {', '.join(sorted(found))}"
-    return [
-        _problem(f"dataset.splits.{split}", f"the data has no {split} split ({has})",
-                 f"say how many: --set dataset.splits.{split}=200")
-        for split in ("test", "validation")
-        if split not in found and wanted.get(split) == "all"
-    ]  # fmt: skip
+def named_columns(columns: Columns, prompt: Prompt | None) -> list[tuple[str, str]]:
+    """Return (key, column) of each column that the recipe reads: ("dataset.columns.input", "question"), ...
+
+    `prompt` None: it is not known whether its template reads the input.
+    """
+    keys = ["messages"] if columns.messages else ["input"] if prompt is not None and prompt.reads_input else []
+    named = [(key, getattr(columns, key)) for key in (*keys, "target", "targets", "id")]
+    named += [(f"meta.{i}", name) for i, name in enumerate(columns.meta)]
+    own = prompt.columns if prompt is not None and not columns.messages else ()
+    return [(f"dataset.columns.{key}", name) for key, name in named if name] + [("prompt.template", n) for n in own]
 
 
-def named_columns(columns: Columns) -> dict[str, str]:
-    """Return the columns that the recipe reads, by key (`dataset.columns.input`, `dataset.columns.meta.0`, ...)."""
-    keys = ("messages", "target", "targets", "id") if columns.messages else ("input", "target", "targets", "id")
-    named = {key: getattr(columns, key) for key in keys} | {f"meta.{i}": name for i, name in enumerate(columns.meta)}
-    return {f"dataset.columns.{key}": name for key, name in named.items() if name}
-
-
-def missing_columns(columns: Columns, have: Mapping[str, set[str]]) -> list[Problem]:
-    """Return a problem for each column that the rows of some split lack; `have` maps splits to their columns."""
+def missing_columns(named: Sequence[tuple[str, str]], have: Mapping[str, set[str]]) -> list[Problem]:
+    """Return a problem for each of the `named_columns` that the rows of some split lack; `have`: columns by split."""
     problems = []
-    for key, name in named_columns(columns).items():
+    for key, name in named:
         lacking = [split for split in ("all", *SPLITS) if have.get(split) and name not in have[split]]
         if lacking:
             there = sorted(set.union(*(have[split] for split in lacking)))
             rows = "the rows have" if len(lacking) == len(have) else f"the {' and '.join(lacking)} rows have"
-            near = nearest(name, there)
-            hint = (f"did you mean `{near}`?\n  " if near else "") + f"they have: {', '.join(there)}"
+            in_template = key == "prompt.template"
+            near = nearest(name, [*there, *(("input", "instruction") if in_template else ())])
+            form = "{{{}}}" if in_template else "`{}`"
+            hint = (f"did you mean {form.format(near)}?\n  " if near else "") + f"they have: {', '.join(there)}"
+            hint += f"\n  {{{{{name}}}}} writes it as text" if in_template else ""
             problems.append(_problem(key, f"{rows} no column {name!r}", hint))
     return problems
 
@@ -154,16 +67,31 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
     Raises RecipeError with all that the recipe asks for and the data lack; InputError where there are no data.
     """
     dataset = recipe.dataset
-    rows, source = read_rows(dataset)
+    rows, source, notes = read_rows(dataset)
     wanted = dict(dataset.splits)
-    problems = missing_columns(dataset.columns, {s: {str(n) for row in part for n in row} for s, part in rows.items()})
-    cut, notes, unfit = cut_splits(rows, wanted, lambda row: _input_text(dataset, row))
+    have = {split: {str(name) for row in part for name in row} for split, part in rows.items()}
+    problems = missing_columns(named_columns(dataset.columns, recipe.prompt), have)
+    # Where a column is missing there is no input to cut by: only the counts are looked at.
+    cut, how, unfit = cut_splits(
+        rows, wanted, partial(_data_text, recipe) if not problems else lambda _, i, row: str(i)
+    )
+    notes += how
     problems += unfit
-    if not cut.get("test") and "dataset.splits.test" not in {p.key for p in unfit}:
-        problems.append(_problem("dataset.splits.test", "there are no test rows to measure on"))
+    if not problems and not cut.get("test"):
+        problems.append(split_problem("test", "there are no test rows to measure on"))
     if problems:
         raise RecipeError([_placed(recipe, problem) for problem in problems])
-    splits = {split: _examples(recipe, split, part) for split, part in cut.items()}
+    splits = {split: _examples(recipe, split, source_of(split, rows), part) for split, part in cut.items()}
+    # Where the template names columns, `Example.input` holds its words; a fingerprint is one of the data alone.
+    named = recipe.prompt.columns_of({"instruction": ""}) and not dataset.columns.messages
+    inputs = {
+        split: {
+            example.id: _data_text(recipe, source_of(split, rows), index, row)
+            for example, (index, row) in zip(splits[split], part, strict=True)
+        }
+        for split, part in cut.items()
+        if named
+    }
     dropped = 0
     if dataset.drop_leaked and "train" in splits:
         kept = without_leaked(splits)
@@ -176,7 +104,7 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
     task = Task(
         name=recipe.name,
         splits=splits,
-        fingerprints={split: fingerprint(part) for split, part in splits.items()},
+        fingerprints={split: fingerprint(part, inputs.get(split)) for split, part in splits.items()},
         prompt_hash=digest(recipe.prompt.model_dump(mode="json")),
         source={**source, "splits": wanted, "notes": notes},
         generation=recipe.generation,
@@ -189,35 +117,57 @@ def _placed(recipe: Recipe, problem: Problem) -> Problem:
     return replace(problem, file=file, line=line, column=column)
 
 
-def fingerprint(examples: Iterable[Example]) -> str:
-    """Return the hash of rows (ids, inputs, targets, in order); the prompt is not in it."""
-    return digest([[e.id, e.input, list(e.targets)] for e in examples])
+def fingerprint(examples: Iterable[Example], inputs: Mapping[str, str] | None = None) -> str:
+    """Return the hash of rows (ids, inputs, targets, in order); the prompt is not in it.
+
+    `inputs`: by id, those of rows whose `Example.input` holds words of the prompt.
+    """
+    return digest([[e.id, inputs[e.id] if inputs else e.input, list(e.targets)] for e in examples])
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else str(value)
+def _fields(recipe: Recipe, source: str, index: int, row: Row) -> tuple[str, dict[str, str]]:
+    """Return a row's input, and the columns that the prompt's template names, as text.
+
+    Raises InputError for a value that is no text, with its place.
+    """
+    columns, prompt = recipe.dataset.columns, recipe.prompt
+    name = _name(recipe, row)
+
+    def text(column: str, key: str) -> str:
+        return text_of(row.get(column), Cell(key, source, index + 1, column, name))
+
+    input = text(columns.input, "dataset.columns.input") if columns.input and prompt.reads_input else ""
+    return input, {column: text(column, "prompt.template") for column in prompt.columns_of(row)}
 
 
-def _targets(value: Any, column: str) -> tuple[str, ...]:
-    if value is None or isinstance(value, str):
-        return (_text(value),)
-    if not isinstance(value, list | tuple):
-        raise InputError(f"dataset.columns.targets: {column!r} must hold a list of texts, not {value!r:.50}")
-    return tuple(map(_text, value))
+def _name(recipe: Recipe, row: Row) -> str:
+    """Return the id of a row for a message."""
+    value = row.get(recipe.dataset.columns.id or "id")
+    return "" if value is None else str(value)
 
 
-def _input_text(dataset: DatasetConfig, row: Row) -> str:
-    columns = dataset.columns
-    if not columns.messages:
-        return _text(row.get(columns.input or ""))
-    turns = _prompt_turns(row, columns.messages)
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+def _data_text(recipe: Recipe, source: str, index: int, row: Row) -> str:
+    """Return what counts as a row's input, whatever words the prompt puts around it, and in whatever order."""
+    columns = recipe.dataset.columns
+    if columns.messages:
+        return _chat_text(row, columns.messages)
+    input, named = _fields(recipe, source, index, row)
+    if columns.input and recipe.prompt.reads_input:
+        named[columns.input] = input
+    return "\n".join(named[column] for column in sorted(named))
+
+
+def _chat_text(row: Row, column: str) -> str:
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in _prompt_turns(row, column))
 
 
 def _turns(row: Row, column: str) -> list[Message]:
     turns = row.get(column) or []
     try:
-        return [Message(str(t["role"]), _text(t["content"])) for t in turns]
+        return [
+            Message(str(t["role"]), text_of(t["content"], f"dataset.columns.messages: column {column!r}"))
+            for t in turns
+        ]
     except (TypeError, KeyError):
         raise InputError(f"dataset.columns.messages: {column!r} must hold a list of {{role, content}}") from None
 
@@ -227,33 +177,40 @@ def _prompt_turns(row: Row, column: str) -> list[Message]:
     return turns[:-1] if turns and turns[-1].role == "assistant" else turns
 
 
-def _examples(recipe: Recipe, split: str, rows: Sequence[tuple[int, Row]]) -> tuple[Example, ...]:
-    dataset, columns = recipe.dataset, recipe.dataset.columns
+def _examples(recipe: Recipe, split: str, source: str, rows: Sequence[tuple[int, Row]]) -> tuple[Example, ...]:
+    """Return the examples of a split, whose rows are some of those of `source`."""
+    columns, prompt = recipe.dataset.columns, recipe.prompt
     seen: Counter[str] = Counter()
     examples = []
     for index, row in rows:
-        text = _input_text(dataset, row)
+
+        def cell(key: str, column: str, index: int = index, row: Row = row) -> Cell:
+            return Cell(f"dataset.columns.{key}", source, index + 1, column, _name(recipe, row))
+
         if columns.messages:
+            text = _chat_text(row, columns.messages)
             messages = _prompt_turns(row, columns.messages)
             answer = _turns(row, columns.messages)[len(messages) :]
         else:
-            messages, answer = [Message("user", recipe.prompt.render(text))], []
-        if recipe.prompt.system:
-            messages = [Message("system", recipe.prompt.system), *messages]
+            text, named = _fields(recipe, source, index, row)
+            messages, answer = [Message("user", prompt.render(text, named))], []
+            text = messages[0].content if named else text
+        if prompt.system:
+            messages = [Message("system", prompt.system), *messages]
         if columns.targets:
-            targets = _targets(row.get(columns.targets), columns.targets)
+            targets = texts_of(row.get(columns.targets), cell("targets", columns.targets))
         elif columns.target:
-            targets = (_text(row.get(columns.target)),)
+            targets = (text_of(row.get(columns.target), cell("target", columns.target)),)
         else:
             targets = (answer[0].content if answer else "",)
         key = columns.id or ("id" if "id" in row else None)
-        name = _text(row.get(key)) if key else ""
+        name = text_of(row.get(key), cell("id", key)) if key else ""
         name = name or f"{split}-{index}"
         original = name
         while name in seen:  # ids name predictions: they must be unique ("a#2" may be another row's own)
             seen[original] += 1
             name = f"{original}#{seen[original]}"
         seen[name] = 1
-        meta = {column: json.loads(json.dumps(row.get(column), default=str)) for column in columns.meta}
-        examples.append(Example(name, tuple(messages), targets or ("",), text, meta))
+        meta = {column: kept(row.get(column), cell(f"meta.{i}", column)) for i, column in enumerate(columns.meta)}
+        examples.append(Example(name, tuple(messages), targets, text, meta))
     return tuple(examples)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from ..api import Options
 from ..records import GenerationConfig
-from ..text import nearest
+from ..text import nearest, quoted
 
 LOADER = "loader:"  # `path: loader:NAME` names a plugin
 
@@ -75,7 +75,34 @@ class Columns(Options):
         return self.model_copy(update=found) if found else self
 
 
-def _path(value: str) -> str:
+DatasetPath = str | list[str] | dict[str, Any]  # one place; files of one table; files (one, or a list) by split
+_SPLITS = ("train", "validation", "test")
+
+
+def _path(value: Any) -> DatasetPath:
+    if isinstance(value, dict):
+        for split, files in value.items():
+            if split not in _SPLITS:
+                near = Splits.renamed.get(split) or nearest(str(split), _SPLITS)
+                hint = f"did you mean `{near}`?" if near else f"there are {', '.join(_SPLITS)}"
+                raise ValueError(f"there is no split `{split}`; {hint}")
+            _files(files, f"files of `{split}`")
+        if not value:
+            raise ValueError("it names no file")
+        return value
+    found: DatasetPath = _files(value, "files")
+    return found
+
+
+def _files(value: Any, what: str) -> Any:
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        return [_place(name) for name in value]
+    if not isinstance(value, str):
+        raise ValueError(f"the {what} must be text or a list of texts, not {quoted(value)}")
+    return _place(value)
+
+
+def _place(value: str) -> str:
     if not value or "\0" in value:
         raise ValueError("a path cannot be empty or contain NUL")
     if "://" in value:
@@ -83,11 +110,54 @@ def _path(value: str) -> str:
     return value
 
 
+def as_delimiter(value: str | None) -> str | None:
+    """Return a delimiter as one character. Raises ValueError."""
+    value = {"\\t": "\t", "tab": "\t"}.get(value or "", value)
+    if value is not None and (len(value) != 1 or value in '"\r\n'):
+        raise ValueError("a delimiter is one character such as ; or | (a tab is written as \\t), and no quote")
+    return value
+
+
+def as_encoding(value: str | None) -> str | None:
+    """Return an encoding that Python knows. Raises ValueError."""
+    if value is None:
+        return None
+    try:
+        b"a".decode(value, "replace")
+    except (LookupError, ValueError):
+        known = (
+            "utf-8",
+            "utf-16",
+            "shift_jis",
+            "euc_jp",
+            "iso2022_jp",
+            "cp1252",
+            "latin-1",
+            "gb18030",
+            "big5",
+            "cp949",
+        )
+        near = nearest(value, known)
+        hint = f"did you mean {near}?" if near else f"such as {', '.join(known)}"
+        raise ValueError(f"there is no encoding {value!r}; {hint}") from None
+    return value
+
+
+_FILES_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+_PATH_SCHEMA = {
+    "anyOf": [
+        *_FILES_SCHEMA["anyOf"],
+        {"type": "object", "properties": dict.fromkeys(_SPLITS, _FILES_SCHEMA), "additionalProperties": False},
+    ]
+}
+
+
 class DatasetKeys(Options):
     """Where the rows come from. The options of a `loader:NAME` stand beside these keys."""
 
-    path: Annotated[str, AfterValidator(_path)] = Field(
-        description="hub id, folder of splits, .jsonl/.json/.csv/.parquet file, or loader:NAME"
+    path: Annotated[DatasetPath, PlainValidator(_path), WithJsonSchema(_PATH_SCHEMA)] = Field(
+        description="hub id, folder of splits, .jsonl/.json/.csv/.tsv/.parquet file, list of files, "
+        "{train: FILE, test: FILE}, or loader:NAME"
     )
     name: str | None = Field(None, description="configuration of a hub dataset, such as `main`")
     revision: str | None = Field(None, description="revision of a hub dataset; pin it to get the same rows for ever")
@@ -96,6 +166,16 @@ class DatasetKeys(Options):
         default_factory=partial(Splits.model_validate, {}), description="how many rows each split gets"
     )
     drop_leaked: bool = Field(False, description="remove training rows whose input is also in validation or test")
+    allow_empty_targets: bool = Field(
+        False, description="accept that more than 5 % of the targets of a split are empty"
+    )
+    delimiter: Annotated[str | None, AfterValidator(as_delimiter)] = Field(
+        None, description="what separates the fields of .csv and .tsv files (default: a comma, a tab)"
+    )
+    encoding: Annotated[str | None, AfterValidator(as_encoding)] = Field(
+        None,
+        description="encoding of text files, such as shift_jis (default: UTF-8, or what a byte order mark says)",
+    )
     renamed: ClassVar[Mapping[str, str]] = {
         "name_or_path": "path",
         "dataset": "path",
@@ -103,6 +183,9 @@ class DatasetKeys(Options):
         "subset": "name",
         "config": "name",
         "split": "splits",
+        "sep": "delimiter",
+        "separator": "delimiter",
+        "charset": "encoding",
     }
 
 
@@ -110,23 +193,20 @@ class DatasetConfig(DatasetKeys):
     """The `dataset` section as it was checked, with the loader that `path: loader:NAME` names."""
 
     loader: Any = Field(None, exclude=True)  # PluginRef or None
+    given: Any = Field(None, exclude=True, repr=False)  # rows given from Python
 
 
 _PLACEHOLDERS = ("instruction", "input")
-_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*)\}")
+# A name begins with a letter: {3} and {"a": 1} are text.
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^\W\d](?:[\w .-]*\w)?)\}")
 
 
 def _template(template: str | None) -> str | None:
     tokens = [m.group(1) or m.group() for m in _PLACEHOLDER.finditer(template or "{input}")]
-    for token in tokens:
-        if token not in (*_PLACEHOLDERS, "{{", "}}"):
-            near = nearest(token, _PLACEHOLDERS)
-            hint = f"did you mean {{{near}}}?" if near else "there are {instruction} and {input}"
-            raise ValueError(f"there is no {{{token}}}; {hint} ({{{{{token}}}}} writes it as text)")
     if tokens.count("{{") != tokens.count("}}"):
         raise ValueError("{{ and }} stand for single braces, and here they do not pair up")
-    if "input" not in tokens:
-        raise ValueError("it has no {input}: every prompt would be the same")
+    if not set(tokens) - {"instruction", "{{", "}}"}:
+        raise ValueError("it has no {input} and names no column: every prompt would be the same")
     return template
 
 
@@ -137,7 +217,7 @@ class Prompt(Options):
     system: str | None = Field(None, description="system message, for models that have one")
     template: Annotated[str | None, AfterValidator(_template)] = Field(
         None,
-        description="text with {instruction} and {input}; {{ and }} stand for braces "
+        description="text with {instruction}, {input} and any {column} of the rows; {{ and }} stand for braces "
         "(default: both with an empty line between, or {input} alone where there is no instruction)",
     )
     renamed: ClassVar[Mapping[str, str]] = {"system_prompt": "system", "prompt_template": "template"}
@@ -153,10 +233,33 @@ class Prompt(Options):
         found = {"instruction": instruction, "system": system, "template": template}
         return self if found == dict(self) else self.model_copy(update=found)
 
-    def render(self, input: str) -> str:
-        """Return the user's message for one input; braces inside the data are never interpreted."""
-        values = {"{{": "{", "}}": "}", "{instruction}": self.instruction, "{input}": input}
-        return _PLACEHOLDER.sub(lambda match: values[match.group()], self.template or "{input}")
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the template names itself, beside {input} and {instruction}."""
+        return tuple(dict.fromkeys(n for n in _PLACEHOLDER.findall(self._text) if n and n not in _PLACEHOLDERS))
+
+    def columns_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return `columns`, and `instruction` where the recipe has none, the template names it, and the row has it."""
+        own = not self.instruction and "instruction" in row and "instruction" in _PLACEHOLDER.findall(self._text)
+        return (*self.columns, "instruction") if own else self.columns
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether the template has {input}, the column that `dataset.columns.input` names."""
+        return "input" in _PLACEHOLDER.findall(self._text)
+
+    @property
+    def _text(self) -> str:
+        return self.template or "{input}"
+
+    def render(self, input: str, columns: Mapping[str, str] = {}) -> str:
+        """Return the user's message for one row: its input, and the text of the columns that the template names.
+
+        Braces inside the data are never interpreted.
+        """
+        values = {**columns, "input": input} | ({"instruction": self.instruction} if self.instruction else {})
+        braces = {"{{": "{", "}}": "}"}
+        return _PLACEHOLDER.sub(lambda match: braces.get(match.group()) or values.get(match.group(1), ""), self._text)
 
 
 def _name(value: str) -> str:

@@ -20,11 +20,12 @@ from ..errors import FtkitError, InputError, Problem, RecipeError
 from ..plugins import Plugins, installed_plugins
 from ..records import GenerationConfig
 from . import yaml as yaml_source
+from .given import take_rows
 from .keys import LOADER, DatasetConfig, DatasetKeys, Prompt, RecipeKeys
+from .paths import absolute_path
 from .validate import field_names, validate
 from .yaml import SET, KeyPath, Node, Unreadable, read_file, read_override, read_value
 
-LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 MAPPING = "recipe"  # the "file" that a recipe given as a mapping stands in
 MAX_PATH = 1000  # characters; longer text is no path
 # key of the recipe -> kind of the plugins named there
@@ -126,6 +127,8 @@ def load_recipe(
     found so far. Raises RecipeError with every mistake at once.
     """
     loader = _Loader(plugins if plugins is not None else installed_plugins(), check_modules)
+    if isinstance(source, Mapping):
+        source, loader.given = take_rows(source)
     try:
         root = loader.merged(source, overrides)
     except Unreadable as error:
@@ -155,6 +158,7 @@ class _Loader:
         self.plugins, self.check_modules = plugins, check_modules
         self.problems: list[Problem] = []
         self.notes: list[str] = []
+        self.given: Any = None  # rows that the recipe held itself
 
     # ---- files, extends and --set become one tree of nodes
 
@@ -172,7 +176,7 @@ class _Loader:
                 self.problems.append(error.problem)
         if "extends" in changes.value:
             self.problems.append(changes.problem("`extends` cannot be changed by --set", ("extends",)))
-        return self._extend(root, _absolute_path(changes, os.getcwd()))
+        return self._extend(root, absolute_path(changes, os.getcwd()))
 
     def _file(self, path: str, chain: list[str]) -> Node:
         node = read_file(path, self.problems)
@@ -184,7 +188,7 @@ class _Loader:
             raise Unreadable(node.problem("a recipe is a mapping of keys", hint="such as `name: my-run`"))
         entries = dict(node.value)
         base = entries.pop("extends", None)
-        node = _absolute_path(replace(node, value=entries), folder)
+        node = absolute_path(replace(node, value=entries), folder)
         if base is None or base.value is None:
             return node
         if not isinstance(base.value, str):
@@ -212,6 +216,8 @@ class _Loader:
     def _fitting(self, key: str, old: Node, new: Node) -> Node:
         named_by = "path" if key == "dataset" else "plugin"
         before, after = (text_at(node, named_by) for node in (old, new))
+        if key == "dataset" and after is None and new.below(named_by) is not None:
+            after = "a list of files"
         if after is None or after == before:
             return old
         known = self._keys_of(key, after)
@@ -260,7 +266,7 @@ class _Loader:
             name=keys.name,
             note=keys.note,
             seed=keys.seed,
-            dataset=DatasetConfig.model_construct(**dict(keys.dataset), loader=loader),
+            dataset=DatasetConfig.model_construct(**dict(keys.dataset), loader=loader, given=self.given),
             prompt=keys.prompt,
             generation=keys.generation,
             backend=backends[0],
@@ -403,17 +409,3 @@ def _absolute(node: Node, may_be_path: bool) -> Node:
     if text.startswith(("./", "../")) or beside or (may_be_path and text.startswith("~")):
         return replace(node, value=there)
     return node
-
-
-def _absolute_path(node: Node, folder: str) -> Node:
-    """Return the layer with a local `dataset.path` made absolute: it is relative to where it was written."""
-    dataset = node.below("dataset")
-    path = text_at(dataset, "path") if dataset else None
-    if dataset is None or not path or "\0" in path or "://" in path or path.startswith((LOADER, "package:")):
-        return node
-    there = os.path.join(folder, os.path.expanduser(path))
-    if not (path.startswith((".", "/", "~")) or path.lower().endswith(LOCAL_SUFFIXES) or os.path.exists(there)):
-        return node  # a hub id
-    absolute = replace(dataset.value["path"], value=os.path.normpath(there))
-    dataset = replace(dataset, value={**dataset.value, "path": absolute})
-    return replace(node, value={**node.value, "dataset": dataset})

@@ -72,7 +72,10 @@ def _dataset_choices(plugins: Plugins, defs: dict[str, Any]) -> list[Any]:
     plain.pop("$defs")
     plain.pop("required")
     path = plain["properties"]["path"]
-    choices = [plain | {"properties": {**plain["properties"], "path": {**path, "not": {"pattern": f"^{LOADER}"}}}}]
+    choices = [
+        plain
+        | {"properties": {**plain["properties"], "path": {**path, "not": {"type": "string", "pattern": f"^{LOADER}"}}}}
+    ]
     for entry in plugins.all_entries():
         if entry.kind == "dataset":
             own = _options(entry, defs).get("properties", {})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import Console
-from ..data.audit import audit_notes, audit_warnings
+from ..data.audit import audit_notes, audit_warnings, empty_targets
 from ..data.task import load_task
 from ..directory import RunDirectory, utc_now
 from ..errors import FtkitError, InputError, Problem, RecipeError, RunFailed
@@ -74,9 +74,10 @@ def preflight(recipe: Recipe) -> Preflight:
         )
     if report:
         findings += [Finding("warning", text) for text in audit_warnings(report)]
-        findings += [Finding("note", text) for text in audit_notes(report)]
-    if report.get("dropped_from_train"):
-        findings.append(Finding("note", report["notes"][-1], key="dataset.drop_leaked"))
+        findings += [Finding("note", text) for text in (*audit_notes(report), *report["notes"])]
+        columns = recipe.dataset.columns
+        named = next((k for k in ("targets", "target", "messages") if getattr(columns, k)), "target")
+        findings += empty_targets(report, f"dataset.columns.{named}", recipe.dataset.allow_empty_targets)
     findings += _checked(recipe.backend, task, trains=True)
     for ref in recipe.controls:
         findings += _checked(ref, task, trains=False)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..api import Evaluator
-from ..data.rows import read_file
+from ..data.formats import Reading, read_file
 from ..data.task import fingerprint
+from ..data.values import Cell, kept, text_of, texts_of
 from ..directory import RunDirectory, utc_now
 from ..errors import InputError
 from ..files import read_jsonl, write_jsonl
+from ..recipe.keys import as_delimiter, as_encoding
 from ..records import Example, Message, Prediction, RunRecord, StageRecord, Task
 from ..score import score_all, settings_of
 
@@ -31,13 +33,16 @@ def score_file(
     out: Path,
     name: str | None = None,
     columns: dict[str, str | None] | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> RunDirectory:
-    """Score a .jsonl, .json, .csv or .parquet file of predictions and return the new run directory.
+    """Score a .jsonl, .json, .csv, .tsv (also .gz) or .parquet file of predictions and return the new run directory.
 
     `columns` names the prediction, target, input and id columns; those left out are looked for by their
     usual names. A missing prediction (null) is a failed one: counted, never scored as an empty answer.
+    `delimiter` and `encoding` are as in a recipe's `dataset`. Raises InputError with the row or line of a mistake.
     """
-    rows = read_file(path)
+    rows = read_file(path, _reading(delimiter, encoding))
     if not rows:
         raise InputError(f"{path} holds no rows")
     have = sorted({str(key) for row in rows for key in row})
@@ -51,7 +56,11 @@ def score_file(
             )
     examples, predictions = [], []
     for number, row in enumerate(rows):
-        example_id = str(row[found["id"]]) if found["id"] and row.get(found["id"]) is not None else f"row-{number}"
+
+        def cell(role: str, number: int = number) -> Cell:
+            return Cell(str(path), "all", number + 1, found[role] or role)
+
+        example_id = text_of(row.get(found["id"] or ""), cell("id")) or f"row-{number}"
         if targets is not None:
             example = targets.get(example_id)
             if example is None:
@@ -60,19 +69,36 @@ def score_file(
                 )
         else:
             value = row.get(found["target"] or "")
-            answers = tuple(map(str, value)) if isinstance(value, list) else ("" if value is None else str(value),)
-            text = str(row.get(found["input"] or "") or "")
-            meta = {key: row[key] for key in row if key not in found.values()}
+            several = isinstance(value, list) and not any(isinstance(item, dict) for item in value)
+            answers = (texts_of if several else _one)(value, cell("target"))
+            text = text_of(row.get(found["input"] or ""), cell("input"))
+            others = [key for key in row if key not in found.values()]
+            meta = {key: kept(row[key], Cell(str(path), "all", number + 1, key)) for key in others}
             example = Example(example_id, (Message("user", text),), answers, text, meta)
         answer = row.get(found["prediction"] or "")
         sample = row.get("sample") if str(row.get("sample")).isdecimal() else 0
         error = row.get("error") if isinstance(row.get("error"), str) else None
         error = error or ("missing" if answer is None else None)
         examples.append(example)
-        predictions.append(Prediction(example_id, "" if answer is None else str(answer), int(sample or 0), error=error))
+        predictions.append(Prediction(example_id, text_of(answer, cell("prediction")), int(sample or 0), error=error))
     _check_ids(path, examples, predictions)
     source = {"path": path.name, "ids": "column" if found["id"] else "made up"}
     return _store(examples, predictions, evaluators, out, name or path.stem, source)
+
+
+def _one(value: Any, where: Cell) -> tuple[str, ...]:
+    return (text_of(value, where),)
+
+
+def _reading(delimiter: str | None, encoding: str | None) -> Reading:
+    """Return how the file is read. Raises InputError for a delimiter or an encoding that there is not."""
+    checked = {}
+    for name, value, check in (("delimiter", delimiter, as_delimiter), ("encoding", encoding, as_encoding)):
+        try:
+            checked[name] = check(value)
+        except ValueError as error:
+            raise InputError(f"--{name} {value}: {error}") from None
+    return Reading(**checked, option="--{} '{}'")
 
 
 def _columns(path: Path, have: Sequence[str], named: dict[str, str | None]) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ftkit.data.audit import audit_notes, audit_warnings
-from ftkit.data.rows import column_names, read_file
+from ftkit.data.formats import column_names, read_file
 from ftkit.data.task import load_task
 from ftkit.directory import RunDirectory
 from ftkit.errors import InputError, RecipeError
@@ -99,7 +99,7 @@ def test_crlf_and_bom(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"input": "a"}\n{"input": "caf\xe9"}\n', "not UTF-8"),
         ("a.csv", b"input,target\ncaf\xe9,x\n", "not UTF-8"),
-        ("a.json", '[{"input": "x"}]'.encode("utf-16"), "not UTF-8"),
+        ("a.json", '[{"input": "x"}]'.encode("utf-16-le"), "not UTF-8: it looks like UTF-16"),
         ("a.jsonl", b'{"input": 1}\n{"input": \n', "a.jsonl:2: not JSON"),
         ("a.json", b'{"input": "x"}', "expected a list of objects"),
         ("a.jsonl", b"[1]\n", "expected a list of objects"),
@@ -269,7 +269,9 @@ def test_several_targets_ids_and_meta(tmp_path: Path, task_of: Any) -> None:
     assert task.test[0].meta == {"who": {"a": [1]}}
     assert audit["splits"]["test"]["empty_targets"] == ["k#2", "k#4"]
     jsonl(tmp_path / "test.jsonl", [{**rows[0], "gold": 7}])
-    with pytest.raises(InputError, match=r"dataset.columns.targets: 'gold' must hold a list"):
+    with pytest.raises(
+        InputError, match=r"dataset.columns.targets: test row 1 \(id 'k'\), column 'gold' must hold a list"
+    ):
         task_of(tmp_path, columns=columns, splits={"validation": 0})
 
 

@@ -444,7 +444,6 @@ def test_local_data_that_are_right_add_no_mistake(tmp_path: Path, plugins: Plugi
         ("evaluator: words", "evaluator: {plugin: words language: en}", "a `,` or the `}` is missing before this"),
         ("evaluator: words", 'evaluator: "\\z"', "unknown escape"),
         ("evaluator: words", "evaluator: 'words\nseed: 3", "quotes that starts on line 12 does not end"),
-        ("prompt:", "prompt:\n  template: '{inptu}'", "did you mean {input}?"),
         ("prompt:", "prompt:\n  template: 'x'", "has no {input}"),
         ("prompt:", "prompt:\n  template: '{input}'", "instruction would be lost"),
         ("prompt:", 'prompt:\n  template: \'{"a": {"b": "{input}"}}\'', "do not pair up"),
