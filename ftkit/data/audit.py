@@ -13,8 +13,10 @@ from ..text import counted, normalise
 _SHOWN = 100  # ids listed per finding; the counts are of all
 
 
-def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+def audit(splits: Mapping[str, Sequence[Example]], chats: bool = False) -> dict[str, Any]:
     """Return what the splits hold, with inputs compared in NFC and with white space collapsed.
+
+    `chats`: an input is a whole chat, with the names of its roles.
 
     `splits`: per split its `rows`, the ids of `empty_inputs` and `empty_targets`, `repeats` (rows whose input
     occurred before in the split), `copies` (rows whose target is their input) and `scripts` (share of letters per writing system, over the first 1,000 rows).
@@ -30,9 +32,10 @@ def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
             "empty_targets": [e.id for e in part if not any(t.strip() for t in e.targets)],
             "repeats": len(part) - len(set(inputs[split])),
             "copies": sum(
-                bool(text) and text in map(normalise, e.targets) for e, text in zip(part, inputs[split], strict=True)
+                bool(text) and text in map(normalise, e.targets)
+                for e, text in zip(part, [normalise(_last(e)) for e in part] if chats else inputs[split], strict=True)
             ),
-            "scripts": scripts(e.input for e in part[:1000]),
+            "scripts": scripts(_said(e) if chats else e.input for e in part[:1000]),
         }
     for held, source in (("validation", "train"), ("test", "train"), ("test", "validation")):
         if held in splits and source in splits:
@@ -44,6 +47,16 @@ def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
             else:
                 report["test_in_validation"] = overlap
     return report
+
+
+def _last(example: Example) -> str:
+    """Return the text of the last message of the prompt."""
+    return example.messages[-1].content if example.messages else ""
+
+
+def _said(example: Example) -> str:
+    """Return what the turns of a chat say: without the names of the roles, and without system messages."""
+    return "\n".join(m.content for m in example.messages if m.role not in ("system", "developer"))
 
 
 def without_leaked(splits: Mapping[str, Sequence[Example]]) -> tuple[Example, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError, Problem
-from ..recipe.keys import Columns, Splits
+from ..recipe.keys import Columns, Splits, columns_of_format
 from ..recipe.load import text_at
 from ..recipe.validate import validate
 from ..recipe.yaml import Node
@@ -30,7 +30,7 @@ def check_data(root: Node, known: Sequence[Problem]) -> list[Problem]:
         splits = validate(Splits, _section(dataset, "splits"), (), [])
         if splits is not None:
             found += missing_splits(files, dict(splits))
-        columns = validate(Columns, _section(dataset, "columns"), (), [])
+        columns = _columns(dataset)
         if columns is not None:
             wanted = named_columns(columns).values()
             have = {s: set.union(*(column_names(p, wanted) for p in part)) for s, part in files.items()}
@@ -39,6 +39,19 @@ def check_data(root: Node, known: Sequence[Problem]) -> list[Problem]:
         found = [dataset.value["path"].problem(error.message, ("dataset", "path"), error.hint)]
     wrong = {problem.key for problem in known}
     return [_placed(root, problem) for problem in found if problem.key not in wrong]
+
+
+def _columns(dataset: Node) -> Columns | None:
+    """Return the columns that the recipe reads; None where they are wrong, which is said elsewhere."""
+    section = _section(dataset, "columns")
+    columns = validate(Columns, section, (), [])
+    chat_format = text_at(dataset, "chat_format")
+    if columns is None or chat_format is None:
+        return columns
+    try:
+        return Columns.model_validate(columns_of_format(chat_format, section.plain()))
+    except ValueError:
+        return None
 
 
 def _section(node: Node, key: str) -> Node:

@@ -18,6 +18,7 @@ from ..files import digest
 from ..records import Example, Message, Task
 from ..text import counted, nearest, normalise
 from .audit import audit, without_leaked
+from .chats import Refused, chat_example, holds_chats, prompt_beside_chats, refuse, refused_rows, row_text
 from .rows import Row, read_rows
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def missing_splits(found: Iterable[str], wanted: Wanted) -> list[Problem]:
 
 def named_columns(columns: Columns) -> dict[str, str]:
     """Return the columns that the recipe reads, by key (`dataset.columns.input`, `dataset.columns.meta.0`, ...)."""
-    keys = ("messages", "target", "targets", "id") if columns.messages else ("input", "target", "targets", "id")
+    holds = ("messages",) if columns.messages else ("input", "instruction")
+    keys = (*holds, "target", "targets", "id", "tools", "system")
     named = {key: getattr(columns, key) for key in keys} | {f"meta.{i}": name for i, name in enumerate(columns.meta)}
     return {f"dataset.columns.{key}": name for key, name in named.items() if name}
 
@@ -157,13 +159,17 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
     rows, source = read_rows(dataset)
     wanted = dict(dataset.splits)
     problems = missing_columns(dataset.columns, {s: {str(n) for row in part for n in row} for s, part in rows.items()})
+    problems += prompt_beside_chats(recipe)
     cut, notes, unfit = cut_splits(rows, wanted, lambda row: _input_text(dataset, row))
     problems += unfit
     if not cut.get("test") and "dataset.splits.test" not in {p.key for p in unfit}:
         problems.append(_problem("dataset.splits.test", "there are no test rows to measure on"))
     if problems:
         raise RecipeError([_placed(recipe, problem) for problem in problems])
-    splits = {split: _examples(recipe, split, part) for split, part in cut.items()}
+    refused: dict[str, Refused] = {}
+    splits = {split: _examples(recipe, split, part, refused) for split, part in cut.items()}
+    if refused:
+        raise RecipeError([_placed(recipe, problem) for problem in refused_rows(refused)])
     dropped = 0
     if dataset.drop_leaked and "train" in splits:
         kept = without_leaked(splits)
@@ -172,7 +178,11 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
         notes.append(
             f"train: {counted(dropped, 'row', 'rows')} left out: in validation or test there is the same input"
         )
-    report = audit(splits) | {"notes": notes} | ({"dropped_from_train": dropped} if dataset.drop_leaked else {})
+    report = (
+        audit(splits, dataset.columns.messages is not None)
+        | {"notes": notes}
+        | ({"dropped_from_train": dropped} if dataset.drop_leaked else {})
+    )
     task = Task(
         name=recipe.name,
         splits=splits,
@@ -191,7 +201,14 @@ def _placed(recipe: Recipe, problem: Problem) -> Problem:
 
 def fingerprint(examples: Iterable[Example]) -> str:
     """Return the hash of rows (ids, inputs, targets, in order); the prompt is not in it."""
-    return digest([[e.id, e.input, list(e.targets)] for e in examples])
+    return digest([[e.id, e.input, list(e.targets), *_beside(e)] for e in examples])
+
+
+def _beside(example: Example) -> list[Any]:
+    """Return what an example holds beside text, if anything: the tools, and the tool calls of the answer."""
+    answer = example.answer.asked() if example.answer is not None else {}
+    calls = {key: value for key, value in answer.items() if key not in ("role", "content")}
+    return [list(example.tools), calls] if example.tools or calls else []
 
 
 def _text(value: Any) -> str:
@@ -207,45 +224,19 @@ def _targets(value: Any, column: str) -> tuple[str, ...]:
 
 
 def _input_text(dataset: DatasetConfig, row: Row) -> str:
-    columns = dataset.columns
-    if not columns.messages:
-        return _text(row.get(columns.input or ""))
-    turns = _prompt_turns(row, columns.messages)
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    if holds_chats(dataset):
+        return row_text(dataset, row)
+    return _text(row.get(dataset.columns.input or ""))
 
 
-def _turns(row: Row, column: str) -> list[Message]:
-    turns = row.get(column) or []
-    try:
-        return [Message(str(t["role"]), _text(t["content"])) for t in turns]
-    except (TypeError, KeyError):
-        raise InputError(f"dataset.columns.messages: {column!r} must hold a list of {{role, content}}") from None
-
-
-def _prompt_turns(row: Row, column: str) -> list[Message]:
-    turns = _turns(row, column)
-    return turns[:-1] if turns and turns[-1].role == "assistant" else turns
-
-
-def _examples(recipe: Recipe, split: str, rows: Sequence[tuple[int, Row]]) -> tuple[Example, ...]:
-    dataset, columns = recipe.dataset, recipe.dataset.columns
+def _examples(
+    recipe: Recipe, split: str, rows: Sequence[tuple[int, Row]], refused: dict[str, Refused]
+) -> tuple[Example, ...]:
+    """Return the rows of a split as examples; what is wrong with rows goes to `refused`."""
+    columns = recipe.dataset.columns
     seen: Counter[str] = Counter()
     examples = []
     for index, row in rows:
-        text = _input_text(dataset, row)
-        if columns.messages:
-            messages = _prompt_turns(row, columns.messages)
-            answer = _turns(row, columns.messages)[len(messages) :]
-        else:
-            messages, answer = [Message("user", recipe.prompt.render(text))], []
-        if recipe.prompt.system:
-            messages = [Message("system", recipe.prompt.system), *messages]
-        if columns.targets:
-            targets = _targets(row.get(columns.targets), columns.targets)
-        elif columns.target:
-            targets = (_text(row.get(columns.target)),)
-        else:
-            targets = (answer[0].content if answer else "",)
         key = columns.id or ("id" if "id" in row else None)
         name = _text(row.get(key)) if key else ""
         name = name or f"{split}-{index}"
@@ -255,5 +246,26 @@ def _examples(recipe: Recipe, split: str, rows: Sequence[tuple[int, Row]]) -> tu
             name = f"{original}#{seen[original]}"
         seen[name] = 1
         meta = {column: json.loads(json.dumps(row.get(column), default=str)) for column in columns.meta}
+        targets = _row_targets(recipe.dataset, row)
+        if holds_chats(recipe.dataset):
+            try:
+                example = chat_example(recipe, split, row, targets)
+            except InputError as error:
+                refuse(refused, error, split, index, name)
+                continue
+            examples.append(replace(example, id=name, meta=meta))
+            continue
+        text = _input_text(recipe.dataset, row)
+        messages = [Message("user", recipe.prompt.render(text))]
+        if recipe.prompt.system:
+            messages = [Message("system", recipe.prompt.system), *messages]
         examples.append(Example(name, tuple(messages), targets or ("",), text, meta))
     return tuple(examples)
+
+
+def _row_targets(dataset: DatasetConfig, row: Row) -> tuple[str, ...] | None:
+    """Return the right answers that a column holds; None where the chat's last turn is the answer."""
+    columns = dataset.columns
+    if columns.targets:
+        return _targets(row.get(columns.targets), columns.targets) or ("",)
+    return (_text(row.get(columns.target)),) if columns.target else None
