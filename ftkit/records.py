@@ -77,21 +77,67 @@ def _reader(hint: Any) -> Reader:
 
 @dataclasses.dataclass(frozen=True)
 class Message(Record):
-    """One chat turn; `role` is system, user or assistant."""
+    """One chat turn; `role` is system, developer, user, assistant or tool.
+
+    A call in `tool_calls` is {"id", "type": "function", "function": {"name", "arguments": JSON text}}; `tool_call_id`
+    names the call that a tool turn answers. `weight` is of assistant turns in rows that are trained on: 1 is in the
+    loss mask, 0 and None are not (but see `Example.target_turn`).
+    """
 
     role: str
     content: str
+    name: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    weight: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that are set: {"role", "content"} for plain text."""
+        return {key: value for key, value in super().to_dict().items() if value not in (None, [])}
+
+    def asked(self) -> dict[str, Any]:
+        """Return the fields that a model is given: all but `weight`."""
+        return {key: value for key, value in self.to_dict().items() if key != "weight"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Example(Record):
-    """One row of a task: the prompt as messages (no answer in it) and one or more right answers."""
+    """One row of a task: the prompt as messages (no answer in it) and one or more right answers.
+
+    `tools` are the functions that the model may call, each {"type": "function", "function": {"name", ...}}. `answer`
+    is the last assistant turn where it holds more than the first target's text: tool calls, a name, a weight of 0.
+    """
 
     id: str
     messages: tuple[Message, ...]
     targets: tuple[str, ...]
     input: str = ""  # the text of the input column, before the prompt was put around it
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)  # the columns that `dataset.columns.meta` names
+    tools: tuple[dict[str, Any], ...] = ()
+    answer: Message | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        data = super().to_dict()
+        return {key: value for key, value in data.items() if key not in ("tools", "answer") or value}
+
+    @property
+    def target_turn(self) -> Message:
+        """The turn that training adds to the prompt. It is in the loss mask unless its `weight` is 0."""
+        text = self.targets[0] if self.targets else ""
+        return self.answer if self.answer is not None and self.answer.content == text else Message("assistant", text)
+
+    def training_chat(self) -> dict[str, Any]:
+        """Return {"messages", "tools"} with the target: each assistant message that is not trained on has weight 0.
+
+        `tools` is there where the example has some. A message without `weight` is trained on if it is the assistant's.
+        """
+        messages = [message.asked() for message in (*self.messages, self.target_turn)]
+        for message, turn in zip(messages[:-1], self.messages, strict=True):
+            if turn.role == "assistant" and turn.weight != 1:
+                message["weight"] = 0
+        if self.target_turn.weight == 0:
+            messages[-1]["weight"] = 0
+        return {"messages": messages, **({"tools": _plain(self.tools)} if self.tools else {})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +249,8 @@ class Measurement(Record):
 class Rendered(Record):
     """One training example as the model sees it: `tokens[i]` has id `ids[i]` and counts in the loss where `loss_mask[i]`.
 
-    The three tuples have one length, in tokens; `n_prompt` of them belong to the prompt.
+    The three tuples have one length, in tokens; `n_prompt` of them belong to the prompt, where earlier assistant
+    turns may be in the loss mask (`dataset.train_on: all`).
     `truncated` counts tokens cut off by the sequence limit: (of the prompt, of the target). A `finding` of
     level error says why this example must not be trained on: no run starts with one in its training rows.
     """

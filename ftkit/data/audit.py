@@ -14,8 +14,10 @@ _EMPTY = 0.05  # share of empty targets above which a split stops the run
 _SHOWN = 100  # ids listed per finding; the counts are of all
 
 
-def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+def audit(splits: Mapping[str, Sequence[Example]], chats: bool = False) -> dict[str, Any]:
     """Return what the splits hold, with inputs compared in NFC and with white space collapsed.
+
+    `chats`: an input is a whole chat, with the names of its roles.
 
     `splits`: per split its `rows`, the ids of `empty_inputs` and `empty_targets`, `repeats` (rows whose input
     occurred before in the split), `copies` (rows whose target is their input) and `scripts` (share of letters per writing system, over the first 1,000 rows).
@@ -28,12 +30,13 @@ def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
         report["splits"][split] = {
             "rows": len(part),
             "empty_inputs": [e.id for e, text in zip(part, inputs[split], strict=True) if not text],
-            "empty_targets": [e.id for e in part if not any(t.strip() for t in e.targets)],
+            "empty_targets": [e.id for e in part if not any(t.strip() for t in e.targets) and not _calls_tools(e)],
             "repeats": len(part) - len(set(inputs[split])),
             "copies": sum(
-                bool(text) and text in map(normalise, e.targets) for e, text in zip(part, inputs[split], strict=True)
+                bool(text) and text in map(normalise, e.targets)
+                for e, text in zip(part, [normalise(_last(e)) for e in part] if chats else inputs[split], strict=True)
             ),
-            "scripts": scripts(e.input for e in part[:1000]),
+            "scripts": scripts(_said(e) if chats else e.input for e in part[:1000]),
         }
     for held, source in (("validation", "train"), ("test", "train"), ("test", "validation")):
         if held in splits and source in splits:
@@ -45,6 +48,20 @@ def audit(splits: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
             else:
                 report["test_in_validation"] = overlap
     return report
+
+
+def _last(example: Example) -> str:
+    """Return the text of the last message of the prompt."""
+    return example.messages[-1].content if example.messages else ""
+
+
+def _said(example: Example) -> str:
+    """Return what the turns of a chat say: without the names of the roles, and without system messages."""
+    return "\n".join(m.content for m in example.messages if m.role not in ("system", "developer"))
+
+
+def _calls_tools(example: Example) -> bool:
+    return example.answer is not None and bool(example.answer.tool_calls)
 
 
 def without_leaked(splits: Mapping[str, Sequence[Example]]) -> tuple[Example, ...]:

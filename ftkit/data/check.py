@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from ..errors import InputError, Problem
-from ..recipe.keys import Columns, DatasetKeys, Prompt, Splits
+from ..recipe.keys import Columns, DatasetKeys, Prompt, Splits, columns_of_format
+from ..recipe.load import text_at
 from ..recipe.validate import validate
 from ..recipe.yaml import Node
 from .formats import Reading, column_names
@@ -30,7 +31,7 @@ def check_data(root: Node, known: Sequence[Problem]) -> list[Problem]:
         splits = validate(Splits, _section(dataset, "splits"), (), [])
         if splits is not None:
             found += unfit_splits(files, dict(splits))
-        columns = validate(Columns, _section(dataset, "columns"), (), [])
+        columns = _columns(dataset)
         if columns is not None:
             named = named_columns(columns, validate(Prompt, _section(root, "prompt"), (), []))
             wanted, reading = [name for _, name in named], _reading(dataset)
@@ -55,6 +56,19 @@ def _reading(dataset: Node) -> Reading:
     keys = {key: node for key in ("delimiter", "encoding") if (node := dataset.below(key)) is not None}
     found = validate(DatasetKeys, Node({"path": Node("x"), **keys}), (), [])
     return Reading(found.delimiter, found.encoding) if found else Reading()
+
+
+def _columns(dataset: Node) -> Columns | None:
+    """Return the columns that the recipe reads; None where they are wrong, which is said elsewhere."""
+    section = _section(dataset, "columns")
+    columns = validate(Columns, section, (), [])
+    chat_format = text_at(dataset, "chat_format")
+    if columns is None or chat_format is None:
+        return columns
+    try:
+        return Columns.model_validate(columns_of_format(chat_format, section.plain()))
+    except ValueError:
+        return None
 
 
 def _section(node: Node, key: str) -> Node:

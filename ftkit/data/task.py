@@ -13,6 +13,7 @@ from ..files import digest
 from ..records import Example, Message, Task
 from ..text import counted, nearest
 from .audit import audit, without_leaked
+from .chats import Refused, chat_example, holds_chats, prompt_beside_chats, refuse, refused_rows, row_text
 from .formats import Row
 from .rows import read_rows
 from .splits import SPLITS, cut_splits, source_of, split_problem
@@ -34,8 +35,11 @@ def named_columns(columns: Columns, prompt: Prompt | None) -> list[tuple[str, st
 
     `prompt` None: it is not known whether its template reads the input.
     """
-    keys = ["messages"] if columns.messages else ["input"] if prompt is not None and prompt.reads_input else []
-    named = [(key, getattr(columns, key)) for key in (*keys, "target", "targets", "id")]
+    reads_input = columns.instruction is not None or (prompt is not None and prompt.reads_input)
+    keys = ["messages"] if columns.messages else ["input"] if reads_input else []
+    named = [
+        (key, getattr(columns, key)) for key in (*keys, "instruction", "target", "targets", "id", "tools", "system")
+    ]
     named += [(f"meta.{i}", name) for i, name in enumerate(columns.meta)]
     own = prompt.columns if prompt is not None and not columns.messages else ()
     return [(f"dataset.columns.{key}", name) for key, name in named if name] + [("prompt.template", n) for n in own]
@@ -76,14 +80,18 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
         rows, wanted, partial(_data_text, recipe) if not problems else lambda _, i, row: str(i)
     )
     notes += how
+    problems += prompt_beside_chats(recipe)
     problems += unfit
     if not problems and not cut.get("test"):
         problems.append(split_problem("test", "there are no test rows to measure on"))
     if problems:
         raise RecipeError([_placed(recipe, problem) for problem in problems])
-    splits = {split: _examples(recipe, split, source_of(split, rows), part) for split, part in cut.items()}
+    refused: dict[str, Refused] = {}
+    splits = {split: _examples(recipe, split, source_of(split, rows), part, refused) for split, part in cut.items()}
+    if refused:
+        raise RecipeError([_placed(recipe, problem) for problem in refused_rows(refused)])
     # Where the template names columns, `Example.input` holds its words; a fingerprint is one of the data alone.
-    named = recipe.prompt.columns_of({"instruction": ""}) and not dataset.columns.messages
+    named = recipe.prompt.columns_of({"instruction": ""}) and not holds_chats(dataset)
     inputs = {
         split: {
             example.id: _data_text(recipe, source_of(split, rows), index, row)
@@ -100,7 +108,11 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
         notes.append(
             f"train: {counted(dropped, 'row', 'rows')} left out: in validation or test there is the same input"
         )
-    report = audit(splits) | {"notes": notes} | ({"dropped_from_train": dropped} if dataset.drop_leaked else {})
+    report = (
+        audit(splits, dataset.columns.messages is not None)
+        | {"notes": notes}
+        | ({"dropped_from_train": dropped} if dataset.drop_leaked else {})
+    )
     task = Task(
         name=recipe.name,
         splits=splits,
@@ -122,7 +134,14 @@ def fingerprint(examples: Iterable[Example], inputs: Mapping[str, str] | None = 
 
     `inputs`: by id, those of rows whose `Example.input` holds words of the prompt.
     """
-    return digest([[e.id, inputs[e.id] if inputs else e.input, list(e.targets)] for e in examples])
+    return digest([[e.id, inputs[e.id] if inputs else e.input, list(e.targets), *_beside(e)] for e in examples])
+
+
+def _beside(example: Example) -> list[Any]:
+    """Return what an example holds beside text, if anything: the tools, and the tool calls of the answer."""
+    answer = example.answer.asked() if example.answer is not None else {}
+    calls = {key: value for key, value in answer.items() if key not in ("role", "content")}
+    return [list(example.tools), calls] if example.tools or calls else []
 
 
 def _fields(recipe: Recipe, source: str, index: int, row: Row) -> tuple[str, dict[str, str]]:
@@ -148,37 +167,19 @@ def _name(recipe: Recipe, row: Row) -> str:
 
 def _data_text(recipe: Recipe, source: str, index: int, row: Row) -> str:
     """Return what counts as a row's input, whatever words the prompt puts around it, and in whatever order."""
-    columns = recipe.dataset.columns
-    if columns.messages:
-        return _chat_text(row, columns.messages)
+    if holds_chats(recipe.dataset):
+        return row_text(recipe.dataset, row)
     input, named = _fields(recipe, source, index, row)
+    columns = recipe.dataset.columns
     if columns.input and recipe.prompt.reads_input:
         named[columns.input] = input
     return "\n".join(named[column] for column in sorted(named))
 
 
-def _chat_text(row: Row, column: str) -> str:
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in _prompt_turns(row, column))
-
-
-def _turns(row: Row, column: str) -> list[Message]:
-    turns = row.get(column) or []
-    try:
-        return [
-            Message(str(t["role"]), text_of(t["content"], f"dataset.columns.messages: column {column!r}"))
-            for t in turns
-        ]
-    except (TypeError, KeyError):
-        raise InputError(f"dataset.columns.messages: {column!r} must hold a list of {{role, content}}") from None
-
-
-def _prompt_turns(row: Row, column: str) -> list[Message]:
-    turns = _turns(row, column)
-    return turns[:-1] if turns and turns[-1].role == "assistant" else turns
-
-
-def _examples(recipe: Recipe, split: str, source: str, rows: Sequence[tuple[int, Row]]) -> tuple[Example, ...]:
-    """Return the examples of a split, whose rows are some of those of `source`."""
+def _examples(
+    recipe: Recipe, split: str, source: str, rows: Sequence[tuple[int, Row]], refused: dict[str, Refused]
+) -> tuple[Example, ...]:
+    """Return the examples of a split, whose rows are some of those of `source`; faulty chats go to `refused`."""
     columns, prompt = recipe.dataset.columns, recipe.prompt
     seen: Counter[str] = Counter()
     examples = []
@@ -187,22 +188,6 @@ def _examples(recipe: Recipe, split: str, source: str, rows: Sequence[tuple[int,
         def cell(key: str, column: str, index: int = index, row: Row = row) -> Cell:
             return Cell(f"dataset.columns.{key}", source, index + 1, column, _name(recipe, row))
 
-        if columns.messages:
-            text = _chat_text(row, columns.messages)
-            messages = _prompt_turns(row, columns.messages)
-            answer = _turns(row, columns.messages)[len(messages) :]
-        else:
-            text, named = _fields(recipe, source, index, row)
-            messages, answer = [Message("user", prompt.render(text, named))], []
-            text = messages[0].content if named else text
-        if prompt.system:
-            messages = [Message("system", prompt.system), *messages]
-        if columns.targets:
-            targets = texts_of(row.get(columns.targets), cell("targets", columns.targets))
-        elif columns.target:
-            targets = (text_of(row.get(columns.target), cell("target", columns.target)),)
-        else:
-            targets = (answer[0].content if answer else "",)
         key = columns.id or ("id" if "id" in row else None)
         name = text_of(row.get(key), cell("id", key)) if key else ""
         name = name or f"{split}-{index}"
@@ -212,5 +197,23 @@ def _examples(recipe: Recipe, split: str, source: str, rows: Sequence[tuple[int,
             name = f"{original}#{seen[original]}"
         seen[name] = 1
         meta = {column: kept(row.get(column), cell(f"meta.{i}", column)) for i, column in enumerate(columns.meta)}
-        examples.append(Example(name, tuple(messages), targets, text, meta))
+        targets: tuple[str, ...] | None = None  # of a chat: its last turn
+        if columns.targets:
+            targets = texts_of(row.get(columns.targets), cell("targets", columns.targets))
+        elif columns.target:
+            targets = (text_of(row.get(columns.target), cell("target", columns.target)),)
+        if holds_chats(recipe.dataset):
+            try:
+                example = chat_example(recipe, split, row, targets)
+            except InputError as error:
+                refuse(refused, error, split, index, name)
+                continue
+            examples.append(replace(example, id=name, meta=meta))
+            continue
+        text, named = _fields(recipe, source, index, row)
+        messages = [Message("user", prompt.render(text, named))]
+        text = messages[0].content if named else text
+        if prompt.system:
+            messages = [Message("system", prompt.system), *messages]
+        examples.append(Example(name, tuple(messages), targets or ("",), text, meta))
     return tuple(examples)

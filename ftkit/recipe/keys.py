@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from ..api import Options
 from ..records import GenerationConfig
@@ -22,6 +22,37 @@ def _amount(value: str | int | float) -> str | int | float:
     if isinstance(value, int) and value < 0:
         raise ValueError("a count of rows cannot be negative")
     return value
+
+
+ChatRole = Literal["system", "developer", "user", "assistant", "tool", "function_call"]
+# What `dataset.chat_format` stands for: values of `dataset.columns` that the recipe does not set itself.
+_FORMATS: dict[str, dict[str, Any]] = {
+    "sharegpt": {
+        "messages": "conversations",
+        "role_key": "from",
+        "content_key": "value",
+        "roles": {
+            **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"},
+            **{"observation": "tool", "function_response": "tool", "function_call": "function_call"},
+        },
+    },
+    "alpaca": {"instruction": "instruction", "target": "output"},
+}
+
+
+def columns_of_format(chat_format: Any, columns: Any) -> Any:
+    """Return `dataset.columns` as written, with what `dataset.chat_format` adds to it."""
+    given = {} if columns is None else columns
+    if not isinstance(chat_format, str) or chat_format not in _FORMATS or not isinstance(given, Mapping):
+        return columns
+    added = dict(_FORMATS[chat_format])
+    if given.get("targets") is not None:
+        added.pop("target", None)
+    if chat_format == "alpaca" and given.get("messages") is not None:
+        return columns  # refused in `DatasetKeys`, with what the recipe says
+    if isinstance(roles := given.get("roles"), Mapping):
+        given = {**given, "roles": {**added.get("roles", {}), **roles}}
+    return {**added, **{key: value for key, value in given.items() if value is not None or key not in added}}
 
 
 Amount = Annotated[Literal["all"] | int | float, AfterValidator(_amount)]
@@ -47,6 +78,17 @@ class Columns(Options):
     )
     targets: str | None = Field(None, description="column that holds a list of right answers")
     messages: str | None = Field(None, description="column that holds a whole chat as a list of {role, content}")
+    tools: str | None = Field(
+        None, description="column of the functions that the model may call (default `tools`, where chats have it)"
+    )
+    system: str | None = Field(
+        None, description="column of a row's system message (default `system` for chat_format sharegpt and alpaca)"
+    )
+    instruction: str | None = Field(None, description="column of the instruction, for chat_format alpaca")
+    role_key: str = Field("role", description="key of a message that holds its role")
+    content_key: str = Field("content", description="key of a message that holds its text")
+    roles: dict[str, ChatRole] = Field({}, description="roles of the data -> system, developer, user, assistant, tool")
+    ignored: list[str] = Field([], description="keys of a message that are not read")
     id: str | None = Field(None, description="column of a row's id (default: made from the row)")
     meta: list[str] = Field([], description="columns kept with each example, for the report and for evaluators")
     renamed: ClassVar[Mapping[str, str]] = {
@@ -55,15 +97,43 @@ class Columns(Options):
         "reference": "target",
         "prompt": "input",
         "text": "input",
+        "response": "target",
+        "query": "input",
         "conversations": "messages",
+        "field_messages": "messages",
+        "role_tag": "role_key",
+        "message_field_role": "role_key",
+        "content_tag": "content_key",
+        "message_field_content": "content_key",
+        "message_property_mappings": "role_key",
+        "field_instruction": "instruction",
+        "field_input": "input",
+        "field_output": "target",
+        "field_system": "system",
+        "field_tools": "tools",
     }
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _roles(cls, value: Any) -> Any:
+        lists = [k for k, v in value.items() if isinstance(v, list)] if isinstance(value, Mapping) else []
+        if lists:
+            names = [str(name) for name in value[lists[0]]] or ["NAME"]
+            pairs = ", ".join(f"{name}: {lists[0]}" for name in names)
+            raise ValueError(f"each role of the data is mapped to one of ftkit: {{{pairs}}}")
+        return value
 
     @model_validator(mode="after")
     def _defaults(self) -> Columns:
         if self.target is not None and self.targets is not None:
             raise ValueError("write `target` or `targets`, not both")
+        if self.messages is not None and (self.input is not None or self.instruction is not None):
+            beside = "input" if self.input is not None else "instruction"
+            raise ValueError(
+                f"`{beside}` is not read beside `messages`, which holds the whole chat: remove one of them"
+            )
         found: dict[str, str] = {}
-        if self.input is None and self.messages is None:
+        if self.input is None and self.messages is None and self.instruction is None:
             found["input"] = "input"
         if self.target is None and self.targets is None and self.messages is None:
             found["target"] = "target"
@@ -165,6 +235,14 @@ class DatasetKeys(Options):
     splits: Splits = Field(
         default_factory=partial(Splits.model_validate, {}), description="how many rows each split gets"
     )
+    chat_format: Literal["messages", "sharegpt", "alpaca"] | None = Field(
+        None,
+        description="format of the rows: messages ({role, content}), sharegpt (column `conversations` of {from, value}) "
+        "or alpaca (columns instruction, input, output); sets dataset.columns",
+    )
+    train_on: Literal["last", "all"] = Field(
+        "last", description="assistant turns in the loss mask: the last, or all whose `weight` is not 0"
+    )
     drop_leaked: bool = Field(False, description="remove training rows whose input is also in validation or test")
     allow_empty_targets: bool = Field(
         False, description="accept that more than 5 % of the targets of a split are empty"
@@ -186,7 +264,40 @@ class DatasetKeys(Options):
         "sep": "delimiter",
         "separator": "delimiter",
         "charset": "encoding",
+        "type": "chat_format",
+        "format": "chat_format",
+        "formatting": "chat_format",
+        "field_messages": "columns.messages",
+        "messages": "columns.messages",
+        "message_property_mappings": "columns.role_key",
+        "tags": "columns.roles",
+        "roles": "columns.roles",
+        "roles_to_train": "train_on",
+        "mask_history": "train_on",
+        "train_on_inputs": "train_on",
+        "assistant_only_loss": "train_on",
     }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _format(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("chat_format") is None:
+            return data
+        columns = columns_of_format(data["chat_format"], data.get("columns"))
+        return data if columns is None else {**data, "columns": columns}
+
+    @model_validator(mode="after")
+    def _fits(self) -> DatasetKeys:
+        columns = self.columns
+        if self.chat_format == "messages" and columns.messages is None:
+            raise ValueError("`chat_format: messages` needs the column of the chats: columns: {messages: messages}")
+        if self.chat_format == "alpaca" and columns.messages is not None:
+            raise ValueError(
+                "`chat_format: alpaca` reads `instruction`, `input` and `target`: remove `columns.messages`"
+            )
+        if self.chat_format != "alpaca" and columns.instruction is not None:
+            raise ValueError("`columns.instruction` is read with `chat_format: alpaca`")
+        return self
 
 
 class DatasetConfig(DatasetKeys):
@@ -296,6 +407,12 @@ class RecipeKeys(Options):
         "model": "backend.base_model",
         "base_model": "backend.base_model",
         "random_seed": "seed",
+        "chat_format": "dataset.chat_format",
+        "train_on": "dataset.train_on",
+        "roles_to_train": "dataset.train_on",
+        "mask_history": "dataset.train_on",
+        "train_on_inputs": "dataset.train_on",
+        "assistant_only_loss": "dataset.train_on",
         "defaults": "extends",
         "inherits": "extends",
     }

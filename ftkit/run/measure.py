@@ -11,7 +11,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from ..api import Backend, Session
@@ -88,10 +87,14 @@ def key_of(run: RunDirectory, backend: Backend, measurement: Measurement) -> dic
     return {
         "plugin": f"{backend.name} of {source.distribution} {source.version}",
         "identity": backend.identity(measurement.model, run),
-        "prompts": digest([[e.id, [asdict(m) for m in e.messages]] for e in examples]),
+        "prompts": digest([_prompt(e) for e in examples]),
         "generation": (measurement.generation or run.recipe.generation).to_dict(),
         "plan": digest(plan(examples, backend.eval_batch_size)),
     }
+
+
+def _prompt(example: Example) -> list[Any]:
+    return [example.id, [m.asked() for m in example.messages], *([list(example.tools)] if example.tools else [])]
 
 
 def generate(

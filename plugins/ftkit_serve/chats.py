@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ftkit.data.messages import Keys, check_links, tools_of
+from ftkit.data.messages import read_message as read_any_message
+from ftkit.errors import InputError
 from ftkit.records import Example, Message
 
 MIN_EXAMPLES = 10  # as at OpenAI
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_TOOLS = ("tool_calls", "tool_call_id", "name")
 _MAX_SHOWN = 10  # problems that a message lists; it counts the others
 
 
@@ -26,7 +31,7 @@ def read_examples(path: Path, param: str, minimum: int) -> list[Example]:
     """Return the examples of a JSON Lines file of chats. `param` is the job's field that names the file.
 
     Each assistant message whose weight is not 0 becomes one example: the messages before it are the prompt, its content
-    is the target. Raises InvalidFile with the line number of each problem, and for fewer than `minimum` lines.
+    is the target. Tools and tool calls are carried to the chat template. Raises InvalidFile with the line number of each problem, and for fewer than `minimum` lines.
     """
     name = param.replace("_", " ")
     examples: list[Example] = []
@@ -67,25 +72,60 @@ def _examples(row: Any, number: int) -> Iterator[Example]:
         raise ValueError('expected an object with a list "messages".')
     turns: list[Message] = []
     targets = 0
-    for index, message in enumerate(row["messages"], 1):
-        turn = read_message(message, f"message {index}")
-        weight = message.get("weight", 1)
-        if weight not in (0, 1) or (weight != 1 and turn.role != "assistant"):
-            raise ValueError(f'message {index}: "weight" must be 0 or 1, and only an assistant message has one.')
-        if turn.role == "assistant" and weight == 1:
-            if not turn.content.strip():
+    try:
+        tools = tools_of(row.get("tools"), '"tools"')
+        found = [_training_message(message, f"message {index}") for index, message in enumerate(row["messages"], 1)]
+        check_links(found)
+    except InputError as error:
+        raise ValueError(f"{error.message}.") from None
+    if row.get("functions"):
+        raise ValueError('"functions" is deprecated and not read: use "tools".')
+    for index, turn in enumerate(found, 1):
+        context = replace(turn, weight=None)  # each answer is trained on in an example of its own
+        if turn.role == "assistant" and turn.weight != 0:
+            if not turn.content.strip() and not turn.tool_calls:
                 raise ValueError(f"message {index}: the assistant's answer is empty.")
             if not turns:
                 raise ValueError(f"message {index}: nothing comes before the assistant's answer.")
             targets += 1
-            yield Example(f"{number}.{index}", tuple(turns), (turn.content,), turns[-1].content)
-        turns.append(turn)
+            answer = context if turn.tool_calls or turn.name else None
+            yield Example(
+                f"{number}.{index}", tuple(turns), (turn.content,), turns[-1].content, tools=tools, answer=answer
+            )
+        turns.append(context)
     if not targets:
         raise ValueError("example must have at least one message from the assistant.")
 
 
+def _training_message(message: Any, where: str) -> Message:
+    """Return a message of a training file, with its tool calls, name and weight. Raises ValueError or InputError."""
+    tool = isinstance(message, dict) and message.get("role") == "tool"
+    calls = isinstance(message, dict) and bool(message.get("tool_calls"))
+    fields = {key: value for key, value in message.items() if key != "weight"} if isinstance(message, dict) else message
+    if calls and fields.get("content") is None:
+        fields = {**fields, "content": ""}
+    plain = _read({**fields, "role": "user"} if tool else fields, where)
+    weight = message.get("weight", 1)
+    if weight not in (0, 1) or (weight != 1 and plain.role != "assistant"):
+        raise ValueError(f'{where}: "weight" must be 0 or 1, and only an assistant message has one.')
+    role = "tool" if tool else plain.role
+    turn = read_any_message({**fields, "role": role, "content": plain.content}, where, Keys())
+    return replace(turn, weight=int(weight) if role == "assistant" else None)
+
+
 def read_message(message: Any, where: str) -> Message:
-    """Return one message, whose content is text or a list of text parts. Raises ValueError that starts with `where`."""
+    """Return one message of a request, whose content is text or a list of text parts.
+
+    Raises ValueError that starts with `where`; so do tool calls and names, which this server would not give the model.
+    """
+    turn = _read(message, where)
+    for field in _TOOLS:
+        if message.get(field):
+            raise ValueError(f'{where}: "{field}" is not supported.')
+    return turn
+
+
+def _read(message: Any, where: str) -> Message:
     if not isinstance(message, dict):
         raise ValueError(f"{where}: expected an object.")
     role = message.get("role")

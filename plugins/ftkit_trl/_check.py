@@ -198,7 +198,9 @@ def _adapter_parameters(model: Any, options: Any) -> int:
 def _lengths(task: Task, limit: int) -> list[int]:
     """Return the training examples' rough lengths in tokens: about three characters each, at most `limit`."""
     rows = task.train or task.test
-    return [min(limit, (len(e.messages[-1].content) + len(e.targets[0])) // 3 + 1) for e in rows if e.messages]
+    return [
+        min(limit, (sum(len(m.content) for m in e.messages) + len(e.targets[0])) // 3 + 1) for e in rows if e.messages
+    ]
 
 
 @lru_cache(maxsize=1)

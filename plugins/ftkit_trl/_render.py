@@ -9,16 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from ftkit.errors import InputError
 from ftkit.records import Example, Finding, Message, Rendered
 
+from ._chats import (
+    Opening,
+    Span,
+    Template,
+    Tools,
+    for_template,
+    holds_call,
+    loss_mask,
+    special_in_tools,
+    takes_parsed,
+    trained_turns,
+)
 from .options import TrainOptions
 
 _CHUNK = 512  # examples that are rendered and tokenised together
@@ -34,6 +47,9 @@ class _Turn:
 
     prompt: str
     target: str
+    spans: tuple[Span, ...] = ()  # earlier assistant turns that are trained on
+    trained: bool = True  # whether the target is
+    finding: Finding | None = None  # why earlier turns must not be trained on
 
 
 class Chat:
@@ -90,13 +106,18 @@ class Chat:
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the token ids that the model continues, one list per example."""
-        texts = self._texts([self._plain(e.messages) for e in examples], prompt=True)
+        texts = [
+            text
+            for tools, rows in _by_tools(examples)
+            for text in self._texts([self._plain(e.messages) for e in rows], prompt=True, tools=tools)
+        ]
         return [[*ids, *self.header_ids] for ids in self._encode(texts)]
 
     def render(self, examples: Iterable[Example]) -> Iterator[Rendered]:
-        """Yield training examples: prompt tokens, then target tokens, which alone are in the loss mask.
+        """Yield training examples: prompt tokens, then target tokens, which are in the loss mask.
 
-        An example that must not be trained on carries a finding; where the template refuses it, it has no tokens.
+        So are the earlier assistant turns of weight 1; a target turn of weight 0 is not. An example that must not be
+        trained on carries a finding; where the template refuses it, it has no tokens.
         """
         rows = iter(examples)
         while chunk := list(islice(rows, _CHUNK)):
@@ -107,46 +128,64 @@ class Chat:
                 iter(self._encode([t.target for t in good])),
             )
             rendered = [
-                self._rendered(example.id, next(prompts), next(targets))
+                self._rendered(example.id, turn, next(prompts), next(targets))
                 if isinstance(turn, _Turn)
                 else Rendered(example.id, "", (), (), (), 0, finding=turn)
                 for example, turn in zip(chunk, turns, strict=True)
             ]
             yield from rendered
 
-    def _rendered(self, name: str, prompt: list[int], target: list[int]) -> Rendered:
+    def _rendered(self, name: str, turn: _Turn, prompt: list[int], target: list[int]) -> Rendered:
         while target and not self.closing and target[-1] not in self.ends and self.ends.intersection(target):
             target = target[:-1]  # the line break after the end of a turn is not trained
         whole = [*self.header_ids, *target, *self.closing]
         limit = self.options.sequence_len
         kept = whole[: limit - 1]
-        start = truncate_middle(prompt, limit - len(kept))
+        earlier, finding = self._earlier(turn, prompt)
+        start, start_mask = (truncate_middle(part, limit - len(kept)) for part in (prompt, earlier))
         ids = start + kept
+        mask = start_mask + [turn.trained] * len(kept)
+        cut = (len(whole) - len(kept)) * turn.trained
+        lost = cut + sum(earlier) - sum(start_mask)  # tokens of what is trained on
         return Rendered(
             example_id=name,
             text=self.tokenizer.decode(ids),
             ids=tuple(ids),
             tokens=tuple([self.vocabulary[i] for i in ids]),
-            loss_mask=(False,) * len(start) + (True,) * len(kept),
+            loss_mask=tuple(mask),
             n_prompt=len(start),
-            truncated=(len(prompt) - len(start), len(whole) - len(kept)),
-            finding=self._fault(start, kept, len(whole) - len(kept)),
+            truncated=(len(prompt) + len(whole) - len(ids) - lost, lost),
+            finding=finding or self._fault(start, kept, lost, cut),
         )
 
-    def _fault(self, prompt: list[int], target: list[int], lost: int) -> Finding | None:
-        """Return why these tokens must not be trained on, or None; `lost` target tokens were truncated."""
+    def _earlier(self, turn: _Turn, prompt: list[int]) -> tuple[list[bool], Finding | None]:
+        """Return which tokens of the prompt are in the loss mask, and why they must not be trained on."""
+        nothing = [False] * len(prompt)
+        if not turn.spans:
+            return nothing, turn.finding
+        offsets = self._offsets(turn.prompt)
+        if len(offsets) != len(prompt):
+            return nothing, Finding("error", "the tokens of the prompt cannot be matched with its text, as "
+                                    "dataset.train_on: all needs", "set dataset.train_on: last")  # fmt: skip
+        mask = loss_mask(turn.spans, prompt, offsets, self.ends)
+        return (nothing, mask) if isinstance(mask, Finding) else (mask, None)
+
+    def _fault(self, prompt: list[int], target: list[int], lost: int, cut: int) -> Finding | None:
+        """Return why these tokens must not be trained on, or None; of `lost` truncated tokens, `cut` are the target's."""
         bos = self.tokenizer.bos_token_id
         if lost and not self.options.allow_cut_targets:
             return Finding(
                 "error",
-                "the target does not fit into backend.sequence_len, so its end-of-turn token is truncated",
+                "the target does not fit into backend.sequence_len, so its end-of-turn token is truncated"
+                if cut
+                else "earlier assistant messages that are trained on do not fit into backend.sequence_len",
                 "raise backend.sequence_len (`ftkit preview` shows how long examples are), shorten or remove the "
                 "row, or train on truncated targets all the same: backend.allow_cut_targets: true",
                 "backend.sequence_len",
             )
         if not target:
             return Finding("error", "the loss mask is empty: the target has no tokens", "remove the row")
-        if not lost and target[-1] not in self.ends:
+        if not cut and target[-1] not in self.ends:
             return Finding("error", "the target has no end-of-turn token: the chat template writes none and the "
                            "tokenizer has no eos_token", _LOOK, "backend.chat_template")  # fmt: skip
         if bos is not None and prompt[:2] == [bos, bos]:
@@ -154,16 +193,45 @@ class Chat:
         return None
 
     def _turns(self, examples: Sequence[Example]) -> list[_Turn | Finding]:
+        return [turn for tools, rows in _by_tools(examples) for turn in self._turns_with(tools, rows)]
+
+    def _turns_with(self, tools: Tools, examples: Sequence[Example]) -> list[_Turn | Finding]:
+        """Return the turns of examples that have the same tools."""
         chats = [self._plain(e.messages) for e in examples]
-        targets = [self._plain([Message("assistant", e.targets[0])])[0] for e in examples]
+        targets = [self._plain([e.target_turn])[0] for e in examples]
         try:
-            prompts = self._texts(chats, prompt=True)
-            wholes = self._texts([[*c, t] for c, t in zip(chats, targets, strict=True)], prompt=False)
+            prompts = self._texts(chats, prompt=True, tools=tools)
+            wholes = self._texts([[*c, t] for c, t in zip(chats, targets, strict=True)], prompt=False, tools=tools)
         except InputError as error:
             if len(examples) > 1:  # find the example that is refused, and render the others
-                return [turn for e in examples for turn in self._turns([e])]
+                return [turn for e in examples for turn in self._turns_with(tools, [e])]
             return [Finding("error", error.message, error.hint, "backend.chat_template")]
-        return [self._turn(*texts) for texts in zip(prompts, wholes, (t.content for t in targets), strict=True)]
+        return [
+            self._chat_fault(chat, target, tools, prompt) or self._whole_turn(chat, target, tools, prompt, whole)
+            for chat, target, prompt, whole in zip(chats, targets, prompts, wholes, strict=True)
+        ]
+
+    def _chat_fault(self, chat: list[Message], target: Message, tools: Tools, prompt: str) -> Finding | None:
+        found = special_in_tools([*chat, target], tools, self.special)
+        return found or self.messages.fault(chat, tools, prompt)
+
+    def _whole_turn(
+        self, chat: list[Message], target: Message, tools: Tools, prompt: str, whole: str
+    ) -> _Turn | Finding:
+        turn = self._turn(prompt, whole, target.content)
+        if isinstance(turn, Finding):
+            return turn
+        for what, written in (
+            ("tool calls", all(holds_call(turn.target, call) for call in target.tool_calls)),
+            ("name", not target.name or target.name in turn.target),
+        ):
+            if not written:
+                return Finding("error", f"the chat template leaves out the {what} of the target", _LOOK,
+                               "backend.chat_template")  # fmt: skip
+        spans = trained_turns(self._text, chat, tools, prompt, Opening(self.cut, self.lead))
+        if isinstance(spans, Finding):
+            return replace(turn, finding=spans)
+        return replace(turn, spans=spans, trained=target.weight != 0)
 
     def _turn(self, prompt: str, whole: str, target: str) -> _Turn | Finding:
         stem = prompt[: len(prompt) - len(self.cut)] + self.lead
@@ -195,17 +263,25 @@ class Chat:
     def _plain(self, messages: Sequence[Message]) -> list[Message]:
         """Mark special tokens in the messages' own text, so that `_encode` reads them as text."""
         return [
-            Message(m.role, self.special.sub(rf"{_OPEN}\g<0>{_CLOSE}", m.content))
+            replace(m, content=self.special.sub(rf"{_OPEN}\g<0>{_CLOSE}", m.content))
             if self.special.search(m.content)
             else m
             for m in messages
         ]
 
-    def _texts(self, chats: Sequence[Sequence[Message]], prompt: bool) -> list[str]:
+    def _text(self, chat: Sequence[Message], prompt: bool, tools: Tools = ()) -> str:
+        return self._texts([chat], prompt, tools)[0]
+
+    def _texts(
+        self, chats: Sequence[Sequence[Message]], prompt: bool, tools: Tools = (), parsed: bool | None = None
+    ) -> list[str]:
+        if parsed is None:
+            parsed = self.parsed if any(m.tool_calls for chat in chats for m in chat) else True
         try:
             texts = self.tokenizer.apply_chat_template(
-                [[{"role": m.role, "content": self._content(m.content)} for m in chat] for chat in chats],
+                [[for_template(m, self.blocks, parsed) for m in chat] for chat in chats],
                 chat_template=self.template,
+                tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=prompt,
                 date_string=self.date.strftime("%d %b %Y"),  # so Llama's templates call it
@@ -214,8 +290,15 @@ class Chat:
             raise InputError(f"the chat template refuses these messages: {error}", _LOOK) from None
         return [str(text) for text in texts]
 
-    def _content(self, text: str) -> str | list[dict[str, str]]:
-        return [{"type": "text", "text": text}] if self.blocks else text
+    @cached_property
+    def parsed(self) -> bool:
+        """Whether the arguments of tool calls are given to the template as objects."""
+        return takes_parsed(lambda chat, parsed: self._texts([chat], True, parsed=parsed)[0])
+
+    @cached_property
+    def messages(self) -> Template:
+        """What the template writes of the messages."""
+        return Template(self._text)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Return token ids; the template has already written the special tokens."""
@@ -230,6 +313,23 @@ class Chat:
                 ids[n] = [i for part in re.split(f"({_OPEN}.*?{_CLOSE})", text) if part for i in self._pieces(part)]
         return ids
 
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return where each token that `_encode` makes of the text stands in it: (start, end), in characters."""
+        text = _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+        offsets: list[tuple[int, int]] = []
+        at = 0
+        for part in re.split(f"({_OPEN}.*?{_CLOSE})", text):
+            marked = part.startswith(_OPEN) and part.endswith(_CLOSE)
+            if not part:
+                continue
+            found = self.tokenizer(
+                part[1:-1] if marked else part, add_special_tokens=False, split_special_tokens=marked,
+                return_offsets_mapping=True, verbose=False,
+            )["offset_mapping"]  # fmt: skip
+            offsets += [(at + marked + start, at + marked + end) for start, end in found]
+            at += len(part)
+        return offsets
+
     def _pieces(self, text: str) -> list[int]:
         marked = text.startswith(_OPEN) and text.endswith(_CLOSE)
         ids: list[int] = self.tokenizer(
@@ -238,7 +338,16 @@ class Chat:
         return ids
 
 
-def truncate_middle(ids: list[int], limit: int) -> list[int]:
+def _by_tools(examples: Sequence[Example]) -> Iterator[tuple[Tools, list[Example]]]:
+    """Yield neighbours that have the same tools: a template is given one list of tools for all chats of a call."""
+    for tools, rows in groupby(examples, key=lambda e: e.tools):
+        yield tools, list(rows)
+
+
+T = TypeVar("T")
+
+
+def truncate_middle(ids: list[T], limit: int) -> list[T]:
     """Return at most `limit` ids, without the middle: instructions stand at the two ends of a prompt."""
     if len(ids) <= limit:
         return ids

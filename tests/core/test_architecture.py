@@ -29,11 +29,11 @@ BUILDS_ON = {("ftkit_gsm8k", "ftkit_trl")}  # a plugin that openly builds on ano
 
 # What a plugin may import of the core. `hub` is there because models and datasets come from the same place.
 ALLOWED = {f"ftkit.{name}" for name in "api records hookspecs errors files stats text batches score hub".split()}  # noqa: SIM905
-# A server prepares run directories and executes them, as the command line does.
+# A server prepares run directories and executes them, as the command line does, and reads chats as the core reads them.
 # With the dialect `local`, tokens are shown by the backend that the run's own server names.
 ALSO_ALLOWED = {
     "ftkit_openai": {"ftkit.plugins"},
-    "ftkit_serve": {"ftkit.directory", "ftkit.plugins", "ftkit.recipe.load", "ftkit.run.worker"},
+    "ftkit_serve": {"ftkit.directory", "ftkit.plugins", "ftkit.recipe.load", "ftkit.run.worker", "ftkit.data.messages"},
 }
 
 # The arrows go down only: what stands later here may import what stands earlier, and nothing after itself.

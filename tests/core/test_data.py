@@ -246,12 +246,12 @@ def test_messages(tmp_path: Path, task_of: Any) -> None:
     ]
     rows = [{"chat": [*chat, {"role": "assistant", "content": f"bye {i}"}]} for i in range(2)]
     path = jsonl(tmp_path / "test.jsonl", rows)
-    jsonl(tmp_path / "train.jsonl", [{"chat": [{"role": "user", "content": "other"}], "gold": "g"}])
+    jsonl(tmp_path / "train.jsonl", [{"chat": [{"role": "user", "content": "other"}, *chat[1:2]], "gold": "g"}])
     task, _ = task_of(path.parent, columns={"messages": "chat"}, splits={"validation": 0})
     assert [(m.role, m.content) for m in task.test[1].messages] == [(t["role"], t["content"]) for t in chat]
     assert task.test[1].targets == ("bye 1",) and "user: hi" in task.test[1].input
     jsonl(path, [{"chat": [{"content": "no role"}]}])
-    with pytest.raises(InputError, match="must hold a list of"):
+    with pytest.raises(RecipeError, match=r"test row 1 \(id 'test-0'\): message 1 has no `role`"):
         task_of(path.parent, columns={"messages": "chat"}, splits={"validation": 0})
 
 
