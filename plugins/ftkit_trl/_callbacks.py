@@ -20,6 +20,7 @@ from ftkit.records import Example, Task
 from ._batches import TokenCounter
 from ._generate import TrlSession
 from ._packing import attention
+from ._random import preserved_random_state
 
 _COMPLETE = "ftkit-complete"  # a file that marks a completely written checkpoint
 
@@ -111,8 +112,11 @@ class Monitor(TrainerCallback):
 
     def measure(self, step: int) -> None:
         """Generate on the validation sample, score it, and save the weights if they are the best so far."""
-        if not self.sample:
-            return
+        if self.sample:
+            with preserved_random_state():
+                self._measure(step)
+
+    def _measure(self, step: int) -> None:
         began = time.monotonic()
         model, generation = self.session.model, self.run.generation
         model.eval()
