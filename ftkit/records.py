@@ -10,7 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -153,7 +153,20 @@ class GenerationConfig(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens that make up this share")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the sampling")
     samples: int = Field(1, ge=1, description="answers per example; more than one needs a temperature above 0")
+    top_k: int = Field(0, ge=0, description="sample from so many of the likeliest tokens; 0 is no such limit")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="sample from tokens at least this share as likely as the likeliest; 0 is no limit"
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=10, description="divides the scores of tokens that the prompt or the answer holds; 1 is none"
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], max_length=16, description="texts that end an answer; the answer is cut in front of the first of them"
+    )
     renamed: ClassVar[Mapping[str, str]] = {
+        "stop_strings": "stop",
+        "stop_sequences": "stop",
+        "stop_words": "stop",
         "max_tokens": "max_new_tokens",
         "max_length": "max_new_tokens",
         "n": "samples",

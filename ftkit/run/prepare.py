@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ..api import Backend
 from ..console import Console
 from ..data.audit import audit_notes, audit_warnings
 from ..data.task import load_task
@@ -22,7 +23,7 @@ from ..directory import RunDirectory, utc_now
 from ..errors import FtkitError, InputError, Problem, RecipeError, RunFailed
 from ..files import write_atomic, write_json
 from ..recipe.load import PluginRef, Recipe
-from ..records import Finding, LengthLimit, Rendered, RunRecord, StageRecord, Task
+from ..records import Finding, GenerationConfig, LengthLimit, Rendered, RunRecord, StageRecord, Task
 from ..text import dollars, duration
 from .lock import lock
 from .signals import StopSignals, interrupted
@@ -80,6 +81,8 @@ def preflight(recipe: Recipe) -> Preflight:
     findings += _checked(recipe.backend, task, trains=True)
     for ref in recipe.controls:
         findings += _checked(ref, task, trains=False)
+    findings += [f for ref in (recipe.backend, *recipe.controls) for f in unsupported_settings(ref, recipe.generation)]
+    findings += _settings_without_effect(recipe.generation)
     for ref in recipe.evaluators:
         if not isinstance(getattr(ref.make(), "primary", None), str):
             findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
@@ -105,6 +108,39 @@ def _checked(ref: PluginRef, task: Task | None, trains: bool) -> list[Finding]:
     except Exception as error:  # a defect of a third-party plugin is a finding, not a crash
         message = f"{ref.kind} {ref.name!r}: check() raised {type(error).__name__}: {error}"
         return [Finding("error", message, key=key)]
+
+
+def unsupported_settings(ref: PluginRef, generation: GenerationConfig) -> list[Finding]:
+    """Return an error for each generation setting that differs from its default and that the backend does not follow."""
+    follows = cast(type[Backend], ref.cls).generation_settings
+    return [
+        Finding(
+            "error",
+            f"backend {ref.name!r} does not support generation.{name}: it would be ignored",
+            f"remove generation.{name}; this backend follows {', '.join(sorted(follows))}",
+            f"generation.{name}",
+        )
+        for name in _changed(generation)
+        if name not in follows
+    ]
+
+
+def _settings_without_effect(generation: GenerationConfig) -> list[Finding]:
+    """Return a note for each setting of sampling where nothing is sampled."""
+    if generation.temperature > 0:
+        return []
+    sampling = ("top_p", "top_k", "min_p")
+    return [
+        Finding("note", f"generation.{name} has no effect: temperature 0 does not sample", key=f"generation.{name}")
+        for name in _changed(generation)
+        if name in sampling
+    ]
+
+
+def _changed(generation: GenerationConfig) -> list[str]:
+    """Return the names of the settings that differ from their defaults."""
+    defaults = GenerationConfig.model_validate({}).to_dict()
+    return [name for name, value in generation.to_dict().items() if value != defaults[name]]
 
 
 def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], errors: Sequence[Finding]) -> list[Finding]:

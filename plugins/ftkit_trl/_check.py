@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -11,10 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ftkit.errors import InputError, RunFailed
-from ftkit.records import Finding, Rendered, Task
+from ftkit.records import Finding, GenerationConfig, Rendered, Task
 
 from ._batches import Order
-from ._model import device, dtype, load_config, load_tokenizer
+from ._model import device, dtype, load_config, load_tokenizer, own_generation
+from ._own_generation import clean_config, saved_config, try_to_save, unused_settings
 from ._render import Chat
 from .options import TrainOptions
 
@@ -44,6 +46,7 @@ def findings(backend: TrlSftLora, task: Task | None, trains: bool = True) -> Ite
         yield Finding("error", error.message, hint.strip() or None, "backend.base_model")
         return
     yield from _template_findings(tokenizer, options)
+    yield from _generation_findings(tokenizer, options, task, trains)
     if backend.adapter and trains:
         yield from _adapter_findings(model, options)
     yield from _size_findings(estimate(backend, task, trains), options)
@@ -110,6 +113,34 @@ def _template_findings(tokenizer: PreTrainedTokenizerBase, options: TrainOptions
     if chat.closing:
         yield Finding("note", f"the chat template ends answers with no special token: they end with {tokenizer.eos_token}",
                       key="backend.chat_template")  # fmt: skip
+
+
+def _generation_findings(
+    tokenizer: PreTrainedTokenizerBase, options: TrainOptions, task: Task | None, trains: bool
+) -> Iterator[Finding]:
+    """Yield what the model's own generation config asks for and does not get, and whether it can be saved again."""
+    config, own = load_config(options), own_generation(options)
+    recipe = task.generation.to_dict() if task is not None and task.generation is not None else {}
+    unused = unused_settings(own, recipe)
+    if unused:
+        shown = ", ".join(f"{key} {_short(value)}" for key, value in unused.items())
+        usable = [f"generation.{key}: {_short(unused[key])}" for key in unused if key in GenerationConfig.model_fields]
+        yield Finding(
+            "note",
+            f"the model's generation_config.json asks for {shown}; it is not used: the recipe's `generation` decides",
+            f"to measure with it, set {', '.join(usable)}" if usable else None,
+            "generation",
+        )
+    if trains:
+        try:
+            try_to_save(config, saved_config(own, (), clean_config(own, config)), tokenizer)
+        except RunFailed as error:
+            yield Finding("error", error.message, error.hint, "backend.base_model")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def refuse_faulty(rows: Sequence[Rendered]) -> None:
