@@ -357,7 +357,7 @@ class System(Record):
     """One row of the report's table: a model as measured, with what it cost.
 
     `seconds` is measuring, `train_seconds` training; `usd` is both together, `measure_usd` and `train_usd` each;
-    `n_predictions` counts the requested answers. `role` is baseline, tuned, control, external,
+    `n_predictions` counts the requested answers, `n_length_limit` those that end at the length limit. `role` is baseline, tuned, control, external,
     further (a backend's own measurement, like for like) or extra (one that is not compared); `settings` is what must agree before two systems may be compared; `info` holds what the
     backend says of the model (`hosted_by`, `shutdown_date`, `usd_per_hour`: what its machine costs).
     """
@@ -379,6 +379,7 @@ class System(Record):
     peak_memory: int | None = None  # bytes
     n_predictions: int = 0
     n_failed: int = 0
+    n_length_limit: int = 0
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
 

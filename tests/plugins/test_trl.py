@@ -137,7 +137,7 @@ def test_the_evaluators_metric_is_logged_during_training(runs: dict[str, ftkit.R
 
 
 def test_one_report_compares_the_methods(runs: dict[str, ftkit.Run], tmp_path: Path) -> None:
-    report = ftkit.make_report(*runs.values(), out=tmp_path)
+    report = ftkit.report(*runs.values(), out=tmp_path)
     assert {s.role for s in report.systems} == {"baseline", "tuned"}
     assert sum(s.role == "tuned" for s in report.systems) == 3
     # LoRA and full fine-tuning start from one and the same unquantised model; QLoRA from its 4-bit form.
