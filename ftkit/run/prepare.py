@@ -167,8 +167,8 @@ def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
     """Return per split median, p95 and max length in tokens, and how many examples lose tokens to the limit.
 
     Every example is rendered as training sees it: prompt and first target. `without_loss` counts examples whose
-    loss mask is empty. `faults` are the reasons why examples must not be trained on, each with how many have it and
-    the id of the first. {"not_checked": why} where the backend shows no tokens.
+    loss mask is empty. `faults` are what is wrong with training examples, each with how many have it and the id of the
+    first. {"not_checked": why} where the backend shows no tokens.
     """
     import numpy as np
 
@@ -205,13 +205,13 @@ def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
 
 
 def _fault(rendered: Rendered, split: str) -> Finding | None:
-    """Return why this example stops the run; rows that are not trained on need only a prompt."""
+    """Return why this example stops the run, or what to warn of; rows that are not trained on need only a prompt."""
     if split != "train" and rendered.ids:
         return None
     if rendered.finding is not None and rendered.finding.level == "error":
         return rendered.finding
     if any(rendered.loss_mask):
-        return None
+        return rendered.finding
     return Finding(
         "error",
         "the loss mask of this example is empty: no token of it is trained on",
@@ -234,7 +234,7 @@ def _token_findings(lengths: dict[str, Any], limit: LengthLimit | None) -> list[
         for fault in facts["faults"]:
             more = f" (and {fault['examples'] - 1} more of {facts['rendered']})" if fault["examples"] > 1 else ""
             message = f"{split}: example {fault['first']!r}{more}: {fault['message']}"
-            findings.append(Finding("error", message, fault["hint"], fault["key"]))
+            findings.append(Finding(fault["level"], message, fault["hint"], fault["key"]))
         hint = f"{fix}: 95 % of the {split} rows are below {facts['p95']:.0f} tokens"
         if split == "test":  # its answers are never trained on, and generation has the whole context
             if facts["lose_prompt_tokens"]:

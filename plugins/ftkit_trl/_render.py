@@ -1,7 +1,7 @@
 """Messages to tokens: the one place that decides what the model reads, and the loss mask.
 
-The prompt is tokenised by itself, as it is for generation, so that training and measuring use the same tokens. The
-loss mask covers only what follows it: what the template puts in front of a target (an empty thinking part, a channel),
+The prompt has the tokens that it has for generation, so that training and measuring use the same ones (`_border` says
+how the target's are found). The loss mask covers only what follows it: what the template puts in front of a target (an empty thinking part, a channel),
 the target, and the token that ends the turn.
 """
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ftkit.errors import InputError
 from ftkit.records import Example, Finding, Message, Rendered
 
+from ._border import Border, Continued, spanned_finding
 from .options import TrainOptions
 
 _CHUNK = 512  # examples that are rendered and tokenised together
@@ -47,6 +48,7 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
         self.date = _date(options.template_date)
+        self.border = Border(self._encode)
         self.template = _with_fixed_date(str(tokenizer.get_chat_template()), self.date)
         self.blocks = False  # messages of vision models are lists of blocks
         prompt, whole = self._probe()
@@ -62,7 +64,8 @@ class Chat:
             )
         # A thinking part that only the generation prompt opens is closed: targets contain no thinking.
         self.header = "\n</think>\n\n" if self.cut else self.lead
-        self.header_ids = self._encode([self.header])[0] if self.header else []
+        (asked,) = self._encode([prompt])
+        self.header_ids = self.border.after([prompt], [asked], [self.header])[0].ids if self.header else []
 
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
         added |= set(tokenizer.all_special_ids)
@@ -102,19 +105,20 @@ class Chat:
         while chunk := list(islice(rows, _CHUNK)):
             turns = self._turns(chunk)
             good = [turn for turn in turns if isinstance(turn, _Turn)]
-            prompts, targets = (
-                iter(self._encode([t.prompt for t in good])),
-                iter(self._encode([t.target for t in good])),
-            )
+            asked = self._encode([t.prompt for t in good])
+            opened = [[*ids, *self.header_ids] for ids in asked]
+            targets = self.border.after([t.prompt + self.header for t in good], opened, [t.target for t in good])
+            encoded = zip(asked, targets, good, strict=True)
             rendered = [
-                self._rendered(example.id, next(prompts), next(targets))
+                self._rendered(example.id, *next(encoded))
                 if isinstance(turn, _Turn)
                 else Rendered(example.id, "", (), (), (), 0, finding=turn)
                 for example, turn in zip(chunk, turns, strict=True)
             ]
             yield from rendered
 
-    def _rendered(self, name: str, prompt: list[int], target: list[int]) -> Rendered:
+    def _rendered(self, name: str, prompt: list[int], continued: Continued, turn: _Turn) -> Rendered:
+        target = continued.ids
         while target and not self.closing and target[-1] not in self.ends and self.ends.intersection(target):
             target = target[:-1]  # the line break after the end of a turn is not trained
         whole = [*self.header_ids, *target, *self.closing]
@@ -130,7 +134,8 @@ class Chat:
             loss_mask=(False,) * len(start) + (True,) * len(kept),
             n_prompt=len(start),
             truncated=(len(prompt) - len(start), len(whole) - len(kept)),
-            finding=self._fault(start, kept, len(whole) - len(kept)),
+            finding=self._fault(start, kept, len(whole) - len(kept))
+            or (spanned_finding(turn.prompt + self.header, turn.target) if continued.spanned else None),
         )
 
     def _fault(self, prompt: list[int], target: list[int], lost: int) -> Finding | None:
@@ -227,15 +232,21 @@ class Chat:
         )["input_ids"]
         for n, text in enumerate(texts):
             if _OPEN in text:
-                ids[n] = [i for part in re.split(f"({_OPEN}.*?{_CLOSE})", text) if part for i in self._pieces(part)]
+                parts = filter(None, re.split(f"({_OPEN}.*?{_CLOSE})", text))
+                ids[n] = [i for place, part in enumerate(parts) for i in self._pieces(part, place > 0)]
         return ids
 
-    def _pieces(self, text: str) -> list[int]:
+    def _pieces(self, text: str, continues: bool) -> list[int]:
         marked = text.startswith(_OPEN) and text.endswith(_CLOSE)
-        ids: list[int] = self.tokenizer(
-            text[1:-1] if marked else text, add_special_tokens=False, split_special_tokens=marked, verbose=False
-        )["input_ids"]
-        return ids
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            ids: list[list[int]] = self.tokenizer(
+                texts, add_special_tokens=False, split_special_tokens=marked, verbose=False
+            )["input_ids"]
+            return ids
+
+        bare = text[1:-1] if marked else text
+        return self.border.behind(bare, encode) if continues else encode([bare])[0]
 
 
 def truncate_middle(ids: list[int], limit: int) -> list[int]:
