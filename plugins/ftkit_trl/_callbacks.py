@@ -142,7 +142,9 @@ class Monitor(TrainerCallback):
             staging = self.run.scratch("best-new")
             shutil.rmtree(staging)
             self.save(staging)
-            write_atomic(staging / "metric.json", json.dumps({"step": step, "value": primary.value}))
+            write_atomic(
+                staging / "metric.json", json.dumps({"step": step, "metric": primary.name, "value": primary.value})
+            )
             publish(staging, self.best)
 
     def is_better(self, value: float, higher: bool) -> bool:

@@ -51,6 +51,7 @@ class Chat:
         self.border = Border(self._encode)
         self.template = _with_fixed_date(str(tokenizer.get_chat_template()), self.date)
         self.blocks = False  # messages of vision models are lists of blocks
+        self.probe = (Message("user", _QUESTION),)
         prompt, whole = self._probe()
         before, _, after = whole.partition(_ANSWER)
         stem = _common_start(prompt, before)
@@ -135,6 +136,7 @@ class Chat:
             n_prompt=len(start),
             truncated=(len(prompt) - len(start), len(whole) - len(kept)),
             finding=self._fault(start, kept, len(whole) - len(kept))
+            or self._cut_prompt(len(start), len(prompt))
             or (spanned_finding(turn.prompt + self.header, turn.target) if continued.spanned else None),
         )
 
@@ -157,6 +159,19 @@ class Chat:
         if bos is not None and prompt[:2] == [bos, bos]:
             return Finding("error", "BOS is doubled: the chat template writes it twice", _LOOK, "backend.chat_template")
         return None
+
+    def _cut_prompt(self, kept: int, whole: int) -> Finding | None:
+        """Return an error where truncation leaves `kept` of `whole` tokens of a prompt, less than half of them."""
+        if kept * 2 >= whole or self.options.allow_cut_prompts:
+            return None
+        return Finding(
+            "error",
+            "backend.sequence_len leaves less than half of the prompt: the target would be trained on a text that "
+            "the model cannot see",
+            "raise backend.sequence_len (`ftkit preview` shows how long examples are), shorten or remove the row, or "
+            "train on such prompts all the same: backend.allow_cut_prompts: true",
+            "backend.sequence_len",
+        )
 
     def _turns(self, examples: Sequence[Example]) -> list[_Turn | Finding]:
         chats = [self._plain(e.messages) for e in examples]

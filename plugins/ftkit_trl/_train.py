@@ -26,6 +26,7 @@ from ._check import refuse_faulty, refuse_masked
 from ._device import use_one_gpu
 from ._generate import TrlSession
 from ._model import device, dtype, ignore_deprecation_in_peft, load_base, load_tokenizer, own_generation, peak_memory
+from ._outcome import best_measurement, refuse_undirected, warn_of_rising_loss
 from ._own_generation import saved_config, try_to_save
 from ._packing import PackingCollator, attention, obstacle, packed_attention
 from ._render import Chat
@@ -52,6 +53,8 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     note = use_one_gpu()
     if note:
         run.log("note", message=note)
+    if options.keep_best:
+        refuse_undirected(task, run)
     set_seed(run.seed)
     tokenizer = load_tokenizer(options)
     chat = Chat(tokenizer, options)
@@ -109,12 +112,16 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     staging = run.scratch("model")
     shutil.rmtree(staging)
     best = run.scratch("best")
-    if options.keep_best and (best / "metric.json").exists():
+    selected = best_measurement(best) if options.keep_best else None
+    if selected is not None:
         shutil.copytree(best, staging, ignore=shutil.ignore_patterns("metric.json"))
+        run.log("note", message=selected.sentence(trainer.state.global_step))
+        run.log("lock", keep_best=selected._asdict())
     else:
         save(staging)
     tokenizer.save_pretrained(staging)
     check_weights_changed(before, staging, run)
+    warn_of_rising_loss(trainer.state.log_history, run)
     publish(staging, run.path("train", "model"))
     steps = trainer.state.global_step
     tokens, with_padding = counter.after(steps)
@@ -130,6 +137,7 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         device=str(device()),
         dtype=str(dtype(options)).removeprefix("torch."),
+        **({} if selected is None else {"selected_step": selected.step}),
         **price,
     )
     if backend.adapter:
