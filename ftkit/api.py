@@ -216,6 +216,11 @@ class Backend(Plugin, ABC):
 
     #: Questions of this backend that the user may answer with `--resume RUN --answer KEY=VALUE`: key -> what it decides.
     questions: ClassVar[Mapping[str, str]] = {}
+    #: The keys of the recipe's `generation` section that this backend follows. Another one that differs from its
+    #: default is an error before the run starts: a setting must not be ignored in silence.
+    generation_settings: ClassVar[frozenset[str]] = frozenset(
+        ("max_new_tokens", "temperature", "top_p", "seed", "samples")
+    )
 
     def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
         """Say what would go wrong, before anything is spent.

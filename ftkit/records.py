@@ -10,7 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -199,7 +199,20 @@ class GenerationConfig(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens that make up this share")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the sampling")
     samples: int = Field(1, ge=1, description="answers per example; more than one needs a temperature above 0")
+    top_k: int = Field(0, ge=0, description="sample from so many of the likeliest tokens; 0 is no such limit")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="sample from tokens at least this share as likely as the likeliest; 0 is no limit"
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=10, description="divides the scores of tokens that the prompt or the answer holds; 1 is none"
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], max_length=16, description="texts that end an answer; the answer is cut in front of the first of them"
+    )
     renamed: ClassVar[Mapping[str, str]] = {
+        "stop_strings": "stop",
+        "stop_sequences": "stop",
+        "stop_words": "stop",
         "max_tokens": "max_new_tokens",
         "max_length": "max_new_tokens",
         "n": "samples",
@@ -394,7 +407,7 @@ class System(Record):
     """One row of the report's table: a model as measured, with what it cost.
 
     `seconds` is measuring, `train_seconds` training; `usd` is both together, `measure_usd` and `train_usd` each;
-    `n_predictions` counts the requested answers. `role` is baseline, tuned, control, external,
+    `n_predictions` counts the requested answers, `n_length_limit` those that end at the length limit. `role` is baseline, tuned, control, external,
     further (a backend's own measurement, like for like) or extra (one that is not compared); `settings` is what must agree before two systems may be compared; `info` holds what the
     backend says of the model (`hosted_by`, `shutdown_date`, `usd_per_hour`: what its machine costs).
     """
@@ -416,6 +429,7 @@ class System(Record):
     peak_memory: int | None = None  # bytes
     n_predictions: int = 0
     n_failed: int = 0
+    n_length_limit: int = 0
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
 

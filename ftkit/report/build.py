@@ -16,7 +16,7 @@ from ..recipe import yaml as yaml_source
 from ..records import Curve, Metric, Pair, Report, Section
 from .compare import deltas_of, primary_of, verdict_of
 from .costs import costs_of, read_prices
-from .measured import Measured, check_comparable, match_examples, read_all, settle_roles, unique
+from .measured import Measured, check_comparable, length_limit_notes, match_examples, read_all, settle_roles, unique
 
 
 def build_report(runs: Sequence[RunDirectory], anyway: bool = False, prices: Sequence[str] = ()) -> Report:
@@ -46,6 +46,7 @@ def build_report(runs: Sequence[RunDirectory], anyway: bool = False, prices: Seq
         cut = m.run.measurement(m.system.stage).get("cost", {}).get("truncated_prompts")
         if cut:
             warnings.append(f"{m.system.name}: {cut} prompts did not fit into the model's context and were truncated")
+    notes += length_limit_notes(measured)
     verdict, detail = verdict_of(measured, deltas, primary, warnings)
     sections = _sections(runs, warnings)
     recipe_notes = _recipe_notes(runs, warnings)

@@ -12,7 +12,7 @@ from typing import Any
 from ..directory import RunDirectory
 from ..errors import InputError
 from ..files import digest, read_json, read_jsonl
-from ..records import Example, ModelRef, Prediction, RunRecord, Score, System
+from ..records import Example, GenerationConfig, ModelRef, Prediction, RunRecord, Score, System
 from ..stats import example_means
 from ..text import normalise
 
@@ -92,13 +92,37 @@ def _read(run: RunDirectory, record: RunRecord, stage: str, label: str) -> Measu
         ),
         n_predictions=cost.get("n_predictions") or len(answers),
         n_failed=cost.get("n_failed", 0),
-        settings=data.get("settings", {}),
+        n_length_limit=sum(p.finish_reason == "length" for p in answers),
+        settings=_with_defaults(data.get("settings", {})),
         info=_info(model, cost),
     )
     predictions: dict[str, Prediction] = {}
     for p in answers:
         predictions.setdefault(p.example_id, p)  # of several samples, the first is shown
     return Measured(system, run, predictions, run.scores(stage), {run.id})
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a measurement's settings with the generation settings that its version of ftkit did not have yet."""
+    found = dict(settings)
+    if found.get("generation") is not None:
+        found["generation"] = {**GenerationConfig.model_validate({}).to_dict(), **found["generation"]}
+    return found
+
+
+def length_limit_notes(measured: Sequence[Measured]) -> list[str]:
+    """Return a sentence on each system with answers that end at the length limit: they lack their end."""
+    return [
+        f"{s.name}: {s.n_length_limit:,} of {s.n_predictions:,} answers end at the length limit "
+        f"(generation.max_new_tokens{_limit_of(s)})"
+        for s in (m.system for m in measured)
+        if s.n_length_limit
+    ]
+
+
+def _limit_of(system: System) -> str:
+    limit = (system.settings.get("generation") or {}).get("max_new_tokens")
+    return "" if limit is None else f" {limit}"
 
 
 _PLACES = {"adapter": "the run directory", "path": "the run directory", "hub": "the model hub", "rule": "the plugin"}

@@ -157,6 +157,7 @@ def generate(
             "usd": usd,
             "n_predictions": len(ordered),
             "n_failed": sum(p.error is not None for p in ordered),
+            "n_length_limit": sum(p.finish_reason == "length" for p in ordered),
             "truncated_prompts": truncated,
         },
     )

@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ..api import Backend
 from ..console import Console
 from ..data.audit import audit_notes, audit_warnings, empty_targets
 from ..data.task import load_task
@@ -22,7 +23,7 @@ from ..directory import RunDirectory, utc_now
 from ..errors import FtkitError, InputError, Problem, RecipeError, RunFailed
 from ..files import write_atomic, write_json
 from ..recipe.load import PluginRef, Recipe
-from ..records import Finding, LengthLimit, Rendered, RunRecord, StageRecord, Task
+from ..records import Finding, GenerationConfig, LengthLimit, Rendered, RunRecord, StageRecord, Task
 from ..text import dollars, duration
 from .lock import lock
 from .signals import StopSignals, interrupted
@@ -81,6 +82,8 @@ def preflight(recipe: Recipe) -> Preflight:
     findings += _checked(recipe.backend, task, trains=True)
     for ref in recipe.controls:
         findings += _checked(ref, task, trains=False)
+    findings += [f for ref in (recipe.backend, *recipe.controls) for f in unsupported_settings(ref, recipe.generation)]
+    findings += _settings_without_effect(recipe.generation)
     for ref in recipe.evaluators:
         if not isinstance(getattr(ref.make(), "primary", None), str):
             findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
@@ -108,6 +111,39 @@ def _checked(ref: PluginRef, task: Task | None, trains: bool) -> list[Finding]:
         return [Finding("error", message, key=key)]
 
 
+def unsupported_settings(ref: PluginRef, generation: GenerationConfig) -> list[Finding]:
+    """Return an error for each generation setting that differs from its default and that the backend does not follow."""
+    follows = cast(type[Backend], ref.cls).generation_settings
+    return [
+        Finding(
+            "error",
+            f"backend {ref.name!r} does not support generation.{name}: it would be ignored",
+            f"remove generation.{name}; this backend follows {', '.join(sorted(follows))}",
+            f"generation.{name}",
+        )
+        for name in _changed(generation)
+        if name not in follows
+    ]
+
+
+def _settings_without_effect(generation: GenerationConfig) -> list[Finding]:
+    """Return a note for each setting of sampling where nothing is sampled."""
+    if generation.temperature > 0:
+        return []
+    sampling = ("top_p", "top_k", "min_p")
+    return [
+        Finding("note", f"generation.{name} has no effect: temperature 0 does not sample", key=f"generation.{name}")
+        for name in _changed(generation)
+        if name in sampling
+    ]
+
+
+def _changed(generation: GenerationConfig) -> list[str]:
+    """Return the names of the settings that differ from their defaults."""
+    defaults = GenerationConfig.model_validate({}).to_dict()
+    return [name for name, value in generation.to_dict().items() if value != defaults[name]]
+
+
 def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], errors: Sequence[Finding]) -> list[Finding]:
     """Add token lengths to the audit, or why they could not be had; `errors`: what is known to stop the run already."""
     try:
@@ -132,8 +168,8 @@ def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
     """Return per split median, p95 and max length in tokens, and how many examples lose tokens to the limit.
 
     Every example is rendered as training sees it: prompt and first target. `without_loss` counts examples whose
-    loss mask is empty. `faults` are the reasons why examples must not be trained on, each with how many have it and
-    the id of the first. {"not_checked": why} where the backend shows no tokens.
+    loss mask is empty. `faults` are what is wrong with training examples, each with how many have it and the id of the
+    first. {"not_checked": why} where the backend shows no tokens.
     """
     import numpy as np
 
@@ -170,13 +206,13 @@ def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
 
 
 def _fault(rendered: Rendered, split: str) -> Finding | None:
-    """Return why this example stops the run; rows that are not trained on need only a prompt."""
+    """Return why this example stops the run, or what to warn of; rows that are not trained on need only a prompt."""
     if split != "train" and rendered.ids:
         return None
     if rendered.finding is not None and rendered.finding.level == "error":
         return rendered.finding
     if any(rendered.loss_mask):
-        return None
+        return rendered.finding
     return Finding(
         "error",
         "the loss mask of this example is empty: no token of it is trained on",
@@ -199,7 +235,7 @@ def _token_findings(lengths: dict[str, Any], limit: LengthLimit | None) -> list[
         for fault in facts["faults"]:
             more = f" (and {fault['examples'] - 1} more of {facts['rendered']})" if fault["examples"] > 1 else ""
             message = f"{split}: example {fault['first']!r}{more}: {fault['message']}"
-            findings.append(Finding("error", message, fault["hint"], fault["key"]))
+            findings.append(Finding(fault["level"], message, fault["hint"], fault["key"]))
         hint = f"{fix}: 95 % of the {split} rows are below {facts['p95']:.0f} tokens"
         if split == "test":  # its answers are never trained on, and generation has the whole context
             if facts["lose_prompt_tokens"]:

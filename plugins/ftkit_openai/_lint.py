@@ -110,7 +110,7 @@ def _lint_line(
                 f"the {role} message is empty",
                 "remove the row: the model would learn to answer nothing" if role == "assistant" else None,
             )
-        if role == "assistant" and message.get("weight", 1) and not empty:
+        if role == "assistant" and message.get("weight", 1) and (not empty or message.get("tool_calls")):
             trained += 1
         for token in sorted(set(SPECIAL.findall(content if isinstance(content, str) else ""))):
             yield "error", f"the text contains the special token {token}", "remove it: it is refused, or ends the chat"

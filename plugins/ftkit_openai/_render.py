@@ -53,7 +53,7 @@ def _local_backend(model: str) -> Backend | None:
 def _render_chats(encoding: Any, limit: int, examples: Iterable[Example]) -> Iterator[Rendered]:
     """Yield chats with the special tokens that OpenAI documents, cut at `limit` tokens.
 
-    The loss mask covers the last answer of the assistant and its end token.
+    The loss mask covers the assistant's messages that are trained on, and their end tokens.
     """
     rows = list(examples)
     for example, chat in zip(rows, chats(rows), strict=True):
@@ -62,10 +62,13 @@ def _render_chats(encoding: Any, limit: int, examples: Iterable[Example]) -> Ite
         text = ""
         n_prompt = 0
         for message in chat["messages"]:
-            answer = message is chat["messages"][-1]
+            answer = message["role"] == "assistant" and message.get("weight", 1) != 0
+            content = message.get("content") or ""
+            if message.get("tool_calls"):
+                content += json.dumps(message["tool_calls"], ensure_ascii=False)
             for part, in_loss in (
                 (f"<|im_start|>{message['role']}\n", False),
-                (f"{message['content']}<|im_end|>", answer),
+                (f"{content}<|im_end|>", answer),
             ):
                 n_prompt = len(ids)
                 tokens = encoding.encode(

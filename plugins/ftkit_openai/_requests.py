@@ -26,6 +26,8 @@ def chat_body(provider: Provider, model: ModelRef, example: Example, generation:
         provider.dialect.tokens_field: generation.max_new_tokens,
         "temperature": generation.temperature,
     }
+    if example.tools:
+        body["tools"] = list(example.tools)
     if generation.temperature > 0:
         body |= {"top_p": generation.top_p, "seed": generation.seed}
     if generation.samples > 1:
@@ -115,4 +117,4 @@ class LateAnswers:
 
 
 def _key(batch: Sequence[Example]) -> str:
-    return digest([[e.id, messages(e)] for e in batch])
+    return digest([[e.id, messages(e), *([list(e.tools)] if e.tools else [])] for e in batch])

@@ -14,16 +14,15 @@ from typing import Any
 from ftkit.records import Example
 
 
-def messages(example: Example) -> list[dict[str, str]]:
+def messages(example: Example) -> list[dict[str, Any]]:
     """Return the prompt of an example as chat messages."""
-    return [{"role": m.role, "content": m.content} for m in example.messages]
+    return [message.asked() for message in example.messages]
 
 
 def chats(examples: Iterable[Example]) -> Iterator[dict[str, Any]]:
-    """Yield training chats: the prompt, and the first target as the assistant's answer."""
+    """Yield training chats: the prompt, and the target; `weight` 0 marks assistant messages that are not trained on."""
     for example in examples:
-        answer = {"role": "assistant", "content": example.targets[0] if example.targets else ""}
-        yield {"messages": [*messages(example), answer]}
+        yield example.training_chat()
 
 
 def lines(examples: Iterable[Example]) -> Iterator[str]:

@@ -63,6 +63,7 @@ class FirstSentences(Backend):
     name = "first-sentences"
     summary = "a rule: the first lines of the input (a useful summariser must be better)"
     Options = FirstSentencesOptions
+    generation_settings = frozenset(GenerationConfig.model_fields)  # a rule has no tokens: none changes its answer
 
     def base_model(self) -> ModelRef:
         return ModelRef("rule", f"first {self.options.sentences} lines")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from ftkit.api import Backend, Requires, Run, Session
 from ftkit.hookspecs import hookimpl
-from ftkit.records import Example, Finding, LengthLimit, ModelRef, Rendered, Task
+from ftkit.records import Example, Finding, GenerationConfig, LengthLimit, ModelRef, Rendered, Task
 
 from ._device import use_one_gpu
 from .options import LoraOptions, TrainOptions
@@ -29,6 +29,7 @@ class TrlSftLora(Backend):
     requires = Requires(_MODULES, "ftkit[trl]")
     quantised: ClassVar[bool] = False
     adapter: ClassVar[bool] = True
+    generation_settings = frozenset(GenerationConfig.model_fields)
 
     def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
         use_one_gpu()

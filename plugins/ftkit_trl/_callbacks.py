@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from ftkit.records import Example, Task
 from ._batches import TokenCounter
 from ._generate import TrlSession
 from ._packing import attention
+from ._random import preserved_random_state
 
+Save = Callable[[Path], None]  # writes the model's weights into a folder
 _COMPLETE = "ftkit-complete"  # a file that marks a completely written checkpoint
 
 
@@ -45,8 +48,8 @@ class Checkpoints(TrainerCallback):
 class Snapshots(TrainerCallback):
     """Saves the weights after the given steps in `train/snapshots/STEP/`, as safetensors."""
 
-    def __init__(self, model: Any, steps: list[int], run: Run) -> None:
-        self.model, self.steps, self.run = model, steps, run
+    def __init__(self, save: Save, steps: list[int], run: Run) -> None:
+        self.save, self.steps, self.run = save, steps, run
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for step in (s for s in self.steps if s > state.max_steps):
@@ -57,7 +60,7 @@ class Snapshots(TrainerCallback):
         if state.global_step in self.steps:
             staging = self.run.scratch("snapshot")
             shutil.rmtree(staging)
-            self.model.save_pretrained(staging)
+            self.save(staging)
             publish(staging, self.run.path("train", "snapshots", str(state.global_step)))
 
 
@@ -68,8 +71,10 @@ class Monitor(TrainerCallback):
     attention implementation that the model generates with.
     """
 
-    def __init__(self, session: TrlSession, plain: str, counter: TokenCounter, task: Task, run: Run) -> None:
-        self.session, self.plain, self.counter, self.run = session, plain, counter, run
+    def __init__(
+        self, session: TrlSession, save: Save, plain: str, counter: TokenCounter, task: Task, run: Run
+    ) -> None:
+        self.session, self.save, self.plain, self.counter, self.run = session, save, plain, counter, run
         options = self.options = session.options
         self.sample = {e.id: e for e in task.validation[: options.eval_samples]} if options.eval_steps else {}
         self.primary = run.primary if self.sample else None  # the metric of keep_best
@@ -111,8 +116,11 @@ class Monitor(TrainerCallback):
 
     def measure(self, step: int) -> None:
         """Generate on the validation sample, score it, and save the weights if they are the best so far."""
-        if not self.sample:
-            return
+        if self.sample:
+            with preserved_random_state():
+                self._measure(step)
+
+    def _measure(self, step: int) -> None:
         began = time.monotonic()
         model, generation = self.session.model, self.run.generation
         model.eval()
@@ -133,8 +141,10 @@ class Monitor(TrainerCallback):
         ):
             staging = self.run.scratch("best-new")
             shutil.rmtree(staging)
-            model.save_pretrained(staging)
-            write_atomic(staging / "metric.json", json.dumps({"step": step, "value": primary.value}))
+            self.save(staging)
+            write_atomic(
+                staging / "metric.json", json.dumps({"step": step, "metric": primary.name, "value": primary.value})
+            )
             publish(staging, self.best)
 
     def is_better(self, value: float, higher: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -11,10 +12,20 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ftkit.errors import InputError, RunFailed
-from ftkit.records import Finding, Rendered, Task
+from ftkit.records import Finding, GenerationConfig, Rendered, Task
 
 from ._batches import Order
-from ._model import device, dtype, load_config, load_tokenizer
+from ._check_settings import (
+    adapter_findings,
+    adapter_layers,
+    attention_findings,
+    context_findings,
+    position_findings,
+    schedule_findings,
+    vocabulary_findings,
+)
+from ._model import device, dtype, load_config, load_tokenizer, own_generation
+from ._own_generation import clean_config, saved_config, try_to_save, unused_settings
 from ._render import Chat
 from .options import TrainOptions
 
@@ -30,6 +41,7 @@ def findings(backend: TrlSftLora, task: Task | None, trains: bool = True) -> Ite
     options = backend.options
     if trains:
         yield from _training_findings(options, task)
+        yield from schedule_findings(options, task)
     if backend.quantised and device().type == "mps":
         yield Finding(
             "error", "4-bit training does not work on Apple GPUs", "use plugin trl-sft-lora", "backend.plugin"
@@ -43,9 +55,21 @@ def findings(backend: TrlSftLora, task: Task | None, trains: bool = True) -> Ite
             hint += "\n  this machine has no GPU: `ftkit run quickstart` works on a CPU without any download"
         yield Finding("error", error.message, hint.strip() or None, "backend.base_model")
         return
-    yield from _template_findings(tokenizer, options)
+    config = load_config(options)
+    yield from _generation_findings(tokenizer, options, task, trains)
+    yield from attention_findings(options, config)
+    if trains:
+        yield from position_findings(options, config, model)
+    try:
+        chat = Chat(tokenizer, options)
+    except InputError as error:
+        yield Finding("error", error.message, error.hint, "backend.chat_template")
+    else:
+        yield from _template_notes(chat)
+        yield from vocabulary_findings(tokenizer, chat, model, task)
+        yield from context_findings(chat, config, task, options, trains)
     if backend.adapter and trains:
-        yield from _adapter_findings(model, options)
+        yield from adapter_findings(model, options)
     yield from _size_findings(estimate(backend, task, trains), options)
 
 
@@ -63,16 +87,6 @@ def _training_findings(options: TrainOptions, task: Task | None) -> Iterator[Fin
         yield Finding(
             "error", "eval_steps needs validation rows", "set dataset.splits.validation", "backend.eval_steps"
         )
-
-
-def _adapter_findings(model: Any, options: LoraOptions) -> Iterator[Finding]:
-    """Yield the layers that are to get an adapter and that the model does not have."""
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    wanted = options.lora_target_modules
-    for name in [] if wanted == "all-linear" else wanted:
-        if name not in names:
-            yield Finding("error", f"the model has no linear layer {name!r}", f"it has: {', '.join(sorted(names))}",
-                          "backend.lora_target_modules")  # fmt: skip
 
 
 def _size_findings(found: dict[str, Any], options: TrainOptions) -> Iterator[Finding]:
@@ -97,19 +111,42 @@ def _size_findings(found: dict[str, Any], options: TrainOptions) -> Iterator[Fin
         )
 
 
-def _template_findings(tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> Iterator[Finding]:
-    """Yield what is wrong with the chat template itself, and notes on it."""
-    try:
-        chat = Chat(tokenizer, options)
-    except InputError as error:
-        yield Finding("error", error.message, error.hint, "backend.chat_template")
-        return
+def _template_notes(chat: Chat) -> Iterator[Finding]:
+    """Yield notes on the chat template."""
     if chat.dated:
         yield Finding("note", f"the chat template tells the model the date: it is always {chat.date:%d %b %Y}",
                       "backend.template_date changes it", "backend.template_date")  # fmt: skip
     if chat.closing:
-        yield Finding("note", f"the chat template ends answers with no special token: they end with {tokenizer.eos_token}",
+        yield Finding("note", f"the chat template ends answers with no special token: they end with {chat.tokenizer.eos_token}",
                       key="backend.chat_template")  # fmt: skip
+
+
+def _generation_findings(
+    tokenizer: PreTrainedTokenizerBase, options: TrainOptions, task: Task | None, trains: bool
+) -> Iterator[Finding]:
+    """Yield what the model's own generation config asks for and does not get, and whether it can be saved again."""
+    config, own = load_config(options), own_generation(options)
+    recipe = task.generation.to_dict() if task is not None and task.generation is not None else {}
+    unused = unused_settings(own, recipe)
+    if unused:
+        shown = ", ".join(f"{key} {_short(value)}" for key, value in unused.items())
+        usable = [f"generation.{key}: {_short(unused[key])}" for key in unused if key in GenerationConfig.model_fields]
+        yield Finding(
+            "note",
+            f"the model's generation_config.json asks for {shown}; it is not used: the recipe's `generation` decides",
+            f"to measure with it, set {', '.join(usable)}" if usable else None,
+            "generation",
+        )
+    if trains:
+        try:
+            try_to_save(config, saved_config(own, (), clean_config(own, config)), tokenizer)
+        except RunFailed as error:
+            yield Finding("error", error.message, error.hint, "backend.base_model")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def refuse_faulty(rows: Sequence[Rendered]) -> None:
@@ -184,15 +221,8 @@ def _skeleton(options: TrainOptions) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code)
 
 
-def _adapter_parameters(model: Any, options: Any) -> int:
-    wanted = options.lora_target_modules
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and (name.rsplit(".", 1)[-1] in wanted if wanted != "all-linear" else not name.endswith("lm_head"))
-    ]
-    return sum(options.lora_r * (m.in_features + m.out_features) for m in layers)
+def _adapter_parameters(model: Any, options: LoraOptions) -> int:
+    return sum(options.lora_r * (inputs + outputs) for inputs, outputs in adapter_layers(model, options))
 
 
 def _lengths(task: Task, limit: int) -> list[int]:

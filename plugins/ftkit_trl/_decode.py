@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ._stop import StopStrings
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -67,14 +69,15 @@ class StopFlag(StoppingCriteria):  # type: ignore[misc]
 @torch.inference_mode()
 def decode(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int, ends: Sequence[int],
-    stop: StopFlag, **arguments: Any,
+    stop: StopFlag, stops: StopStrings | None = None, **arguments: Any,
 ) -> list[list[int]]:  # fmt: skip
     """Return the new tokens of each row: up to its first end token and a few beyond, or `new_tokens` of them.
 
-    `ids` and `mask` are left-padded, (B, T). `ends` are the ids of end tokens. `arguments` are those of
-    `model.generate`. Rows that have ended leave the batch.
+    `ids` and `mask` are left-padded, (B, T). `ends` are the ids of end tokens. A row also ends with one of the
+    `stops`. `arguments` are those of `model.generate`. Rows that have ended leave the batch.
     """
     width = ids.shape[1]
+    criteria = StoppingCriteriaList([stop, *([stops.criteria(width)] if stops else [])])
     cache = _cache(model)
     step = new_tokens if cache is None else _STEP
     rows = list(range(len(ids)))  # the rows of the given batch that are still in it
@@ -85,13 +88,17 @@ def decode(
             attention_mask=mask,
             max_new_tokens=min(step, width + new_tokens - ids.shape[1]),
             eos_token_id=list(ends),
-            stopping_criteria=StoppingCriteriaList([stop]),
+            stopping_criteria=criteria,
             **{_CACHE: cache},
             **arguments,
         )  # (rows, T + new)
         for row, tokens in zip(rows, ids[:, width:].tolist(), strict=True):
             generated[row] = tokens
-        unfinished = [i for i, row in enumerate(rows) if not set(ends).intersection(generated[row])]
+        unfinished = [
+            i
+            for i, row in enumerate(rows)
+            if not set(ends).intersection(generated[row]) and not (stops and stops.cut(generated[row]))
+        ]
         if not unfinished or ids.shape[1] == width + new_tokens or stop.event.is_set():
             return generated
         mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)

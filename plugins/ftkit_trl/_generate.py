@@ -15,8 +15,9 @@ from ftkit.api import Run, Session
 from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from ._decode import StopFlag, decode, in_parallel
-from ._model import generation_end_tokens, load_model, load_tokenizer, peak_memory
+from ._model import context_length, generation_end_tokens, load_model, load_tokenizer, peak_memory
 from ._render import Chat, truncate_middle
+from ._stop import StopStrings
 from .options import TrainOptions
 
 if TYPE_CHECKING:
@@ -49,14 +50,8 @@ class TrlSession(Session):
         greedy = generation.temperature == 0
         parallel = greedy and self.model.device.type == "cpu"  # sampling: a batch's random numbers are one sequence
         stop = self.stop = StopFlag()
-        arguments: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if not greedy:
-            arguments = {
-                "do_sample": True,
-                "temperature": generation.temperature,
-                "top_p": generation.top_p,
-                "top_k": 0,
-            }
+        stops = StopStrings(self.tokenizer, generation.stop) if generation.stop else None
+        arguments = _arguments(generation)
 
         def generate_part(part: list[_Prompt]) -> tuple[list[list[int]], float]:
             """Return the new tokens of each sample of each prompt, and the seconds per sample."""
@@ -69,7 +64,7 @@ class TrlSession(Session):
                 for name in ("input_ids", "attention_mask")
             )
             pad, new = self.tokenizer.pad_token_id, generation.max_new_tokens
-            rows = decode(self.model, ids, mask, new, self.ends, stop, pad_token_id=pad, **arguments)
+            rows = decode(self.model, ids, mask, new, self.ends, stop, stops, pad_token_id=pad, **arguments)
             return rows, (time.monotonic() - began) / len(rows)
 
         def parts(batch: Sequence[Example]) -> list[list[_Prompt]]:
@@ -84,7 +79,9 @@ class TrlSession(Session):
         # Tokenizers are not thread-safe: this thread makes all prompts and decodes all texts.
         for group, results in in_parallel(generate_part, map(parts, batches), stop.event.set, 4 if parallel else 1):
             predictions = {
-                prompt.position: self.predictions(prompt, rows[i * generation.samples :][: generation.samples], seconds)
+                prompt.position: self.predictions(
+                    prompt, rows[i * generation.samples :][: generation.samples], seconds, stops
+                )
                 for part, (rows, seconds) in zip(group, results, strict=True)
                 for i, prompt in enumerate(part)
             }
@@ -92,26 +89,29 @@ class TrlSession(Session):
 
     def prompts(self, batch: Sequence[Example], generation: GenerationConfig) -> list[_Prompt]:
         """Return the examples with their prompts, truncated in the middle where the context has no room."""
-        context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
-        limit = max(16, context - generation.max_new_tokens)
+        limit = prompt_limit(self.model.config, generation)
         pairs = zip(batch, self.chat.prompts(batch), strict=True)
         return [_Prompt(i, e, truncate_middle(ids, limit), len(ids) > limit) for i, (e, ids) in enumerate(pairs)]
 
-    def predictions(self, prompt: _Prompt, rows: list[list[int]], seconds: float) -> list[Prediction]:
+    def predictions(
+        self, prompt: _Prompt, rows: list[list[int]], seconds: float, stops: StopStrings | None
+    ) -> list[Prediction]:
         """Return the samples of one prompt as predictions, one per row of new tokens; `seconds` is of each row."""
         self.truncated_prompts += prompt.truncated
         predictions = []
         for sample, row in enumerate(rows):
             end = next((n for n, token in enumerate(row) if token in self.ends), None)
             ids = row if end is None else row[:end]
+            cut = stops.cut(ids) if stops else None  # an end token behind a stop string is padding
+            text, used = cut or (self.tokenizer.decode(ids, skip_special_tokens=True), len(ids) + (end is not None))
             predictions.append(
                 Prediction(
                     example_id=prompt.example.id,
-                    text=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    text=text.strip(),
                     sample=sample,
-                    finish_reason="length" if end is None else "stop",
+                    finish_reason="length" if end is None and cut is None else "stop",
                     tokens_in=len(prompt.ids),
-                    tokens_out=len(ids) + (end is not None),
+                    tokens_out=used,
                     latency=round(seconds, 4),
                 )
             )
@@ -134,6 +134,23 @@ class TrlSession(Session):
             "truncated_prompts": self.truncated_prompts,
             "usd_per_hour": self.options.usd_per_hour,
         }
+
+
+def prompt_limit(config: Any, generation: GenerationConfig) -> int:
+    """Return how many tokens of a prompt the model can read beside an answer of full length; at least 16."""
+    return max(16, (context_length(config) or 1 << 30) - generation.max_new_tokens)
+
+
+def _arguments(generation: GenerationConfig) -> dict[str, Any]:
+    """Return the arguments of `model.generate`; the model's own generation config holds the ids of tokens alone."""
+    arguments: dict[str, Any] = {"do_sample": generation.temperature > 0}
+    if generation.repetition_penalty != 1:
+        arguments["repetition_penalty"] = generation.repetition_penalty
+    if generation.temperature > 0:
+        # top_k 0 is written, because transformers' default is 50.
+        arguments |= {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": generation.top_k}
+        arguments |= {"min_p": generation.min_p} if generation.min_p else {}
+    return arguments
 
 
 def _batch_seed(generation: GenerationConfig, first: Example) -> int:

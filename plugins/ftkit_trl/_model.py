@@ -17,6 +17,7 @@ from ftkit.errors import InputError
 from ftkit.hub import explain, prefer_cache_when_unreachable
 from ftkit.records import ModelRef
 
+from ._own_generation import clean_config, own_settings
 from ._weights import check_attached, check_complete
 from .options import TrainOptions
 
@@ -113,6 +114,17 @@ def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def context_length(config: Any) -> int | None:
+    """Return the number of positions that a model of this config has, or None where it states none."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found or None
+
+
+def own_generation(options: TrainOptions) -> dict[str, Any]:
+    """Return the base model's generation_config.json as it is written; empty where it has none."""
+    return own_settings(source(options.base_model), options.revision or "main")
+
+
 def generation_end_tokens(model: PreTrainedModel) -> set[int]:
     """Return the ids of the tokens that end a generation by the model's own generation config (some have several)."""
     ends = getattr(model.generation_config, "eos_token_id", None)
@@ -125,6 +137,8 @@ def _load_arguments(options: TrainOptions) -> dict[str, Any]:
         "dtype": dtype(options),
         "device_map": {"": device()},
         "trust_remote_code": options.trust_remote_code,
+        # The model's own file would add its settings to those of the recipe, in each call of `generate`.
+        "generation_config": clean_config(own_generation(options), load_config(options)),
     }
     if options.attn_implementation:
         arguments["attn_implementation"] = options.attn_implementation

@@ -1,7 +1,7 @@
 """Messages to tokens: the one place that decides what the model reads, and the loss mask.
 
-The prompt is tokenised by itself, as it is for generation, so that training and measuring use the same tokens. The
-loss mask covers only what follows it: what the template puts in front of a target (an empty thinking part, a channel),
+The prompt has the tokens that it has for generation, so that training and measuring use the same ones (`_border` says
+how the target's are found). The loss mask covers only what follows it: what the template puts in front of a target (an empty thinking part, a channel),
 the target, and the token that ends the turn.
 """
 
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ftkit.errors import InputError
 from ftkit.records import Example, Finding, Message, Rendered
 
+from ._border import Border, Continued, spanned_finding
 from ._chats import (
     Opening,
     Span,
@@ -63,8 +64,10 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
         self.date = _date(options.template_date)
+        self.border = Border(self._encode)
         self.template = _with_fixed_date(str(tokenizer.get_chat_template()), self.date)
         self.blocks = False  # messages of vision models are lists of blocks
+        self.probe = (Message("user", _QUESTION),)
         prompt, whole = self._probe()
         before, _, after = whole.partition(_ANSWER)
         stem = _common_start(prompt, before)
@@ -78,7 +81,8 @@ class Chat:
             )
         # A thinking part that only the generation prompt opens is closed: targets contain no thinking.
         self.header = "\n</think>\n\n" if self.cut else self.lead
-        self.header_ids = self._encode([self.header])[0] if self.header else []
+        (asked,) = self._encode([prompt])
+        self.header_ids = self.border.after([prompt], [asked], [self.header])[0].ids if self.header else []
 
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
         added |= set(tokenizer.all_special_ids)
@@ -123,19 +127,20 @@ class Chat:
         while chunk := list(islice(rows, _CHUNK)):
             turns = self._turns(chunk)
             good = [turn for turn in turns if isinstance(turn, _Turn)]
-            prompts, targets = (
-                iter(self._encode([t.prompt for t in good])),
-                iter(self._encode([t.target for t in good])),
-            )
+            asked = self._encode([t.prompt for t in good])
+            opened = [[*ids, *self.header_ids] for ids in asked]
+            targets = self.border.after([t.prompt + self.header for t in good], opened, [t.target for t in good])
+            encoded = zip(asked, targets, good, strict=True)
             rendered = [
-                self._rendered(example.id, turn, next(prompts), next(targets))
+                self._rendered(example.id, *next(encoded))
                 if isinstance(turn, _Turn)
                 else Rendered(example.id, "", (), (), (), 0, finding=turn)
                 for example, turn in zip(chunk, turns, strict=True)
             ]
             yield from rendered
 
-    def _rendered(self, name: str, turn: _Turn, prompt: list[int], target: list[int]) -> Rendered:
+    def _rendered(self, name: str, prompt: list[int], continued: Continued, turn: _Turn) -> Rendered:
+        target = continued.ids
         while target and not self.closing and target[-1] not in self.ends and self.ends.intersection(target):
             target = target[:-1]  # the line break after the end of a turn is not trained
         whole = [*self.header_ids, *target, *self.closing]
@@ -155,7 +160,10 @@ class Chat:
             loss_mask=tuple(mask),
             n_prompt=len(start),
             truncated=(len(prompt) + len(whole) - len(ids) - lost, lost),
-            finding=finding or self._fault(start, kept, lost, cut),
+            finding=finding
+            or self._fault(start, kept, lost, cut)
+            or self._cut_prompt(len(start), len(prompt))
+            or (spanned_finding(turn.prompt + self.header, turn.target) if continued.spanned else None),
         )
 
     def _earlier(self, turn: _Turn, prompt: list[int]) -> tuple[list[bool], Finding | None]:
@@ -191,6 +199,19 @@ class Chat:
         if bos is not None and prompt[:2] == [bos, bos]:
             return Finding("error", "BOS is doubled: the chat template writes it twice", _LOOK, "backend.chat_template")
         return None
+
+    def _cut_prompt(self, kept: int, whole: int) -> Finding | None:
+        """Return an error where truncation leaves `kept` of `whole` tokens of a prompt, less than half of them."""
+        if kept * 2 >= whole or self.options.allow_cut_prompts:
+            return None
+        return Finding(
+            "error",
+            "backend.sequence_len leaves less than half of the prompt: the target would be trained on a text that "
+            "the model cannot see",
+            "raise backend.sequence_len (`ftkit preview` shows how long examples are), shorten or remove the row, or "
+            "train on such prompts all the same: backend.allow_cut_prompts: true",
+            "backend.sequence_len",
+        )
 
     def _turns(self, examples: Sequence[Example]) -> list[_Turn | Finding]:
         return [turn for tools, rows in _by_tools(examples) for turn in self._turns_with(tools, rows)]
@@ -310,7 +331,8 @@ class Chat:
         )["input_ids"]
         for n, text in enumerate(texts):
             if _OPEN in text:
-                ids[n] = [i for part in re.split(f"({_OPEN}.*?{_CLOSE})", text) if part for i in self._pieces(part)]
+                parts = filter(None, re.split(f"({_OPEN}.*?{_CLOSE})", text))
+                ids[n] = [i for place, part in enumerate(parts) for i in self._pieces(part, place > 0)]
         return ids
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
@@ -330,12 +352,17 @@ class Chat:
             at += len(part)
         return offsets
 
-    def _pieces(self, text: str) -> list[int]:
+    def _pieces(self, text: str, continues: bool) -> list[int]:
         marked = text.startswith(_OPEN) and text.endswith(_CLOSE)
-        ids: list[int] = self.tokenizer(
-            text[1:-1] if marked else text, add_special_tokens=False, split_special_tokens=marked, verbose=False
-        )["input_ids"]
-        return ids
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            ids: list[list[int]] = self.tokenizer(
+                texts, add_special_tokens=False, split_special_tokens=marked, verbose=False
+            )["input_ids"]
+            return ids
+
+        bare = text[1:-1] if marked else text
+        return self.border.behind(bare, encode) if continues else encode([bare])[0]
 
 
 def _by_tools(examples: Sequence[Example]) -> Iterator[tuple[Tools, list[Example]]]:

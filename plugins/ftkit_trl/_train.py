@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,10 +25,12 @@ from ._callbacks import Checkpoints, Monitor, Snapshots, last_complete
 from ._check import refuse_faulty, refuse_masked
 from ._device import use_one_gpu
 from ._generate import TrlSession
-from ._model import device, dtype, ignore_deprecation_in_peft, load_base, load_tokenizer, peak_memory
+from ._model import device, dtype, ignore_deprecation_in_peft, load_base, load_tokenizer, own_generation, peak_memory
+from ._outcome import best_measurement, refuse_undirected, warn_of_rising_loss
+from ._own_generation import saved_config, try_to_save
 from ._packing import PackingCollator, attention, obstacle, packed_attention
 from ._render import Chat
-from ._weights import check_weights_changed, sample_weights
+from ._weights import check_weights_changed, sample_weights, save_model
 from .options import TrainOptions
 
 if TYPE_CHECKING:
@@ -50,10 +53,15 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     note = use_one_gpu()
     if note:
         run.log("note", message=note)
+    if options.keep_best:
+        refuse_undirected(task, run)
     set_seed(run.seed)
     tokenizer = load_tokenizer(options)
-    dataset, lengths = _tokenised(Chat(tokenizer, options), task.train)
+    chat = Chat(tokenizer, options)
+    dataset, lengths = _tokenised(chat, task.train)
     model = load_base(backend)
+    generation = saved_config(own_generation(options), chat.ends, model.generation_config)
+    try_to_save(model.config, generation, tokenizer)
     plain = model.config._attn_implementation
     layout = _layout(model, options, lengths, run)
     packed = layout.name == "packed"
@@ -74,10 +82,11 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
         if isinstance(config.target_modules, set):  # each process would write a set in another order
             config.target_modules = sorted(config.target_modules)
     refuse_masked(trainer.data_collator, [dataset[i] for i in range(min(2, len(dataset)))])
-    trainer.add_callback(Snapshots(trainer.model, options.snapshots, run))
+    save = functools.partial(save_model, trainer.model, generation=generation)
+    trainer.add_callback(Snapshots(save, options.snapshots, run))
     passes_per_step = options.gradient_accumulation_steps * trainer.args.world_size
     counter = TokenCounter(order, passes_per_step, packed)
-    trainer.add_callback(Monitor(TrlSession(trainer.model, tokenizer, options), plain, counter, task, run))
+    trainer.add_callback(Monitor(TrlSession(trainer.model, tokenizer, options), save, plain, counter, task, run))
     for parameter in trainer.model.parameters():
         # In half precision small updates are rounded away (TRL casts a QLoRA adapter to bf16): train in fp32.
         if parameter.requires_grad:
@@ -103,12 +112,16 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     staging = run.scratch("model")
     shutil.rmtree(staging)
     best = run.scratch("best")
-    if options.keep_best and (best / "metric.json").exists():
+    selected = best_measurement(best) if options.keep_best else None
+    if selected is not None:
         shutil.copytree(best, staging, ignore=shutil.ignore_patterns("metric.json"))
+        run.log("note", message=selected.sentence(trainer.state.global_step))
+        run.log("lock", keep_best=selected._asdict())
     else:
-        trainer.model.save_pretrained(staging)
+        save(staging)
     tokenizer.save_pretrained(staging)
     check_weights_changed(before, staging, run)
+    warn_of_rising_loss(trainer.state.log_history, run)
     publish(staging, run.path("train", "model"))
     steps = trainer.state.global_step
     tokens, with_padding = counter.after(steps)
@@ -124,6 +137,7 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         device=str(device()),
         dtype=str(dtype(options)).removeprefix("torch."),
+        **({} if selected is None else {"selected_step": selected.step}),
         **price,
     )
     if backend.adapter:

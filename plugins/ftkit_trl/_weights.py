@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers import GenerationConfig
 
 from ftkit.api import Run
 from ftkit.errors import RunFailed
@@ -24,6 +25,16 @@ def sample_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def save_model(model: Any, folder: Path, generation: GenerationConfig) -> None:
+    """Save the adapter, or all weights with config and `generation` as its generation config, as safetensors."""
+    if hasattr(model, "peft_config"):
+        # "auto" would send a request to the hub, and would add whole embeddings to an adapter of `lm_head`.
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
+        generation.save_pretrained(folder)
 
 
 def check_weights_changed(before: dict[str, torch.Tensor], folder: Path, run: Run) -> None:

@@ -44,6 +44,9 @@ class TrainOptions(Options):
     allow_cut_targets: bool = Field(
         False, description="train on targets that sequence_len truncates: they lose their end"
     )
+    allow_cut_prompts: bool = Field(
+        False, description="train on prompts that sequence_len truncates to less than half of their length"
+    )
     sample_packing: bool | Literal["auto"] = Field(
         "auto",
         description="put a forward pass's examples into one row without padding; each attends to itself alone. "
