@@ -8,11 +8,11 @@ from fractions import Fraction
 from ftkit.records import Example, Prediction
 
 from ._evaluator import gold
-from ._numbers import Equation, compute, equations, last, numbers, own_part
+from ._numbers import Equation, compute, equations, final, numbers, own_part
 
 # In the order of the rules; the first that applies names the error.
 KINDS = {
-    "right": "the last number is the reference's",
+    "right": "the final number is the reference's",
     "degenerate loop": "the same 4 to 80 characters are repeated four times or more in a row",
     "no answer": "the solution contains no number",
     "truncated": "the solution ends at the length limit",
@@ -29,7 +29,7 @@ _OPERAND = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
 def kind_of(example: Example, prediction: Prediction) -> str:
     """Return which of `KINDS` a prediction is."""
     text, right = own_part(prediction.text), gold(example)
-    answer = last(text)
+    answer = final(text)
     if answer in right:
         return "right"
     if _LOOP.search(text[-2000:]):
