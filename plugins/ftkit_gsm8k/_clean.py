@@ -12,35 +12,37 @@ import unicodedata
 _DASHES = dict.fromkeys(map(ord, "\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d"), "-")
 _FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 _ONE_FOR_ONE = {**_FULL_WIDTH, **_DASHES, 0x3000: " ", 0x2014: " ", 0x2015: " ", 0xD7: "×", 0xFFE5: "¥"}
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"
+_SUPERSCRIPTS = str.maketrans(_RAISED, "0123456789-")
 _VULGAR = re.compile("(\\d?)\\s?([¼½¾⅐-⅞])")
 
-_STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), new)
-    for pattern, new in (
+# (characters without one of which a step has nothing to do, pattern, replacement)
+_STEPS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
+    (needs, re.compile(pattern), new)
+    for needs, pattern, new in (
         # LaTeX
-        (r"\\([$%#&_])", r"\1"),
-        (r"\{,\}|(?<=\d)\\[,;!:](?=\d{3}(?!\d))", ","),
-        (r"\\[,;!:]|\\q?quad\b", " "),
-        (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\(?:left|right)\b\s*", ""),
-        (r"\\(?:times|cdot)\b", "*"),
-        (r"\\div\b", "/"),
-        (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\[dtc]?frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"\\[dtc]frac", r"\\frac"),
+        ("\\", r"\\([$%#&_])", r"\1"),
+        ("\\{", r"\{,\}|(?<=\d)\\[,;!:](?=\d{3}(?!\d))", ","),
+        ("\\", r"\\[,;!:]|\\q?quad\b", " "),
+        ("\\", r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
+        ("\\", r"\\(?:left|right)\b\s*", ""),
+        ("\\", r"\\(?:times|cdot)\b", "*"),
+        ("\\", r"\\div\b", "/"),
+        ("\\", r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        ("\\", r"\\[dtc]?frac\s*\{([^{}]*)\}\s*(\d)", r"\\frac{\1}{\2}"),
+        ("\\", r"\\[dtc]?frac\s*(\d)\s*\{", r"\\frac{\1}{"),
+        ("\\", r"\\[dtc]frac", r"\\frac"),
         # powers: of units, of ten, of whole numbers
-        (r"(?<=\d)\*\*(?=\d)", "^"),
-        (r"(?<=\d)([⁰¹²³⁴-⁹⁻]+)", r"^\1"),
-        (r"(?<=[A-Za-z])([⁰¹²³⁴-⁹⁻]+)|(?<=[A-Za-z])\s*\^\s*(?:\{\s*-?\d+\s*\}|-?\d+)", ""),
-        (r"(?<![A-Za-z])((?:[kcmd]?m|ft|in|yd|mi))[23](?![\w.,]*\d)\b", r"\1"),
+        ("*", r"(?<=\d)\*\*(?=\d)", "^"),
+        (_RAISED, rf"(?<=\d)([{_RAISED}]+)", r"^\1"),
+        (_RAISED + "^", rf"(?<=[A-Za-z])(?:[{_RAISED}]+|\s*\^\s*(?:\{{\s*-?\d+\s*\}}|-?\d+))", ""),
+        ("23", r"(?<![A-Za-z])((?:[kcmd]?m|ft|in|yd|mi))[23](?![\w.,]*\d)\b", r"\1"),
         # markdown, also around a number: **18**, _18_
-        (r"\*\*|__|`", ""),
-        (r"(?<!\w)_(?=[-$\d])|(?<=\d)_(?!\w)", ""),
-        # groups of three digits, and decimal commas where they are certain
-        (r"(?<=\d)[\u00a0\u2009\u202f'\u2019_](?=\d{3}(?!\d))", ","),
-        (r"[\u00a0\u2009\u202f]", " "),
+        ("*_`", r"\*\*|__|`", ""),
+        ("_", r"(?<!\w)_(?=[-$\d])|(?<=\d)_(?!\w)", ""),
+        # groups of three digits
+        ("\u00a0\u2009\u202f'\u2019_", r"(?<=\d)[\u00a0\u2009\u202f'\u2019_](?=\d{3}(?!\d))", ","),
+        ("\u00a0\u2009\u202f", r"[\u00a0\u2009\u202f]", " "),
     )
 )
 _SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/]|[.,]\d{3})")
@@ -51,7 +53,9 @@ _SPACED_LINE = re.compile(
 _EUROPEAN = re.compile(
     r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d.,]*\d)|(?<![\d.,])(\d{1,3}(?:\.\d{3}){2,})(?![\d.,]*\d)"
 )
-_EURO_CENTS = re.compile(r"(€\s?\d+),(\d{1,2})(?!\d)|(?<![\d.,])(\d+),(\d{1,2})(?=\s?(?:€|EUR\b|euros?\b))")
+_EURO_CENTS = re.compile(
+    r"(€\s?\d+),(\d{1,2})(?!\d)|(?<![\d.,])(\d+),(\d{1,2})(?=\s?(?:€|EUR\b|euros?\b))", re.IGNORECASE
+)
 _SCIENTIFIC = re.compile(r"(\d)\s*[x×*]\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|([+-]?\d{1,3}))")
 _TENTH = re.compile(r"(?<![\d.,])10\s*\^\s*(?:\{\s*-(\d)\s*\}|-(\d)(?!\d))")
 _POWER = re.compile(r"(?<![\d.,])(\d{1,6})\s*\^\s*(?:\{\s*(\d{1,2})\s*\}|(\d{1,2})(?!\d))")
@@ -59,16 +63,29 @@ _POWER = re.compile(r"(?<![\d.,])(\d{1,6})\s*\^\s*(?:\{\s*(\d{1,2})\s*\}|(\d{1,2
 
 def clean(text: str) -> str:
     """Return the text with its numbers in plain form, such as 1,234.5 and -3/4."""
-    text = text.translate(_ONE_FOR_ONE)
-    for pattern, new in _STEPS:
-        text = pattern.sub(new, text)
-    text = _VULGAR.sub(_fraction, text.translate(_SUPERSCRIPTS))
-    text = _SCIENTIFIC.sub(lambda m: f"{m[1]}e{m[2] or m[3]}", text)
-    text = _POWER.sub(_power, _TENTH.sub(lambda m: f"1e-{m[1] or m[2]}", text))
-    text = _EUROPEAN.sub(lambda m: f"{(m[1] or m[3]).replace('.', ',')}{'.' + m[2] if m[2] else ''}", text)
-    text = _EURO_CENTS.sub(lambda m: f"{m[1] or m[3]}.{m[2] or m[4]}", text)
+    if not text.isascii():
+        text = text.translate(_ONE_FOR_ONE)
+    for needs, pattern, new in _STEPS:
+        if any(c in text for c in needs):
+            text = pattern.sub(new, text)
+    if not text.isascii():
+        text = _VULGAR.sub(_fraction, text.translate(_SUPERSCRIPTS))
+    if "^" in text:
+        text = _SCIENTIFIC.sub(lambda m: f"{m[1]}e{m[2] or m[3]}", text)
+        text = _POWER.sub(_power, _TENTH.sub(lambda m: f"1e-{m[1] or m[2]}", text))
+    if "." in text:
+        text = _EUROPEAN.sub(_grouped, text)
+    if "," in text and ("€" in text or "eur" in text.lower()):
+        text = _EURO_CENTS.sub(lambda m: f"{m[1] or m[3]}.{m[2] or m[4]}", text)
+    if not _SPACED.search(text):
+        return text
     text = _SPACED_LINE.sub(lambda m: m[1] + m[2].replace(" ", ","), text)
     return _SPACED.sub(_joined, text)
+
+
+def _grouped(match: re.Match[str]) -> str:
+    """Return 1.234,5 as 1,234.5, and 1.234.567 as 1,234,567."""
+    return f"{(match[1] or match[3]).replace('.', ',')}{'.' + match[2] if match[2] else ''}"
 
 
 def _fraction(match: re.Match[str]) -> str:
