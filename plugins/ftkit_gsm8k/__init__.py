@@ -17,7 +17,7 @@ from ftkit.api import Backend, DatasetLoader, Evaluator, MeasuredRun, Options
 from ftkit.hookspecs import hookimpl
 from ftkit.records import Example, Finding, GenerationConfig, Measurement, ModelRef, Section, Task
 
-from ._evaluator import Gsm8kAnswer
+from ._evaluator import FIX, Gsm8kAnswer, wrong_targets
 from ._sample import few_shot, fixed_sample
 
 
@@ -60,6 +60,11 @@ class Gsm8kSftProbe(TrlSftQlora):
                 "name the column of worked solutions",
                 "dataset.columns.target",
             )
+        measured = [*task.test, *task.validation, *fixed_sample(task.train, self.options.probe_samples)]
+        wrong = wrong_targets(measured)
+        if wrong and len(wrong) < len(measured):
+            more = f" (and {len(wrong) - 1} more rows)" if len(wrong) > 1 else ""
+            yield Finding("error", f"{wrong[0]}{more}", FIX, "dataset.columns.target")
         o, places = self.options, 2 + len(self.checkpoints(task))
         greedy = 2 * min(o.probe_samples, len(task.test)) + min(o.probe_samples, len(task.train))  # at most
         sampled = o.pass_k * min(o.pass_samples, o.probe_samples, len(task.test))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -11,16 +12,19 @@ from ftkit.errors import InputError
 from ftkit.records import Example, Metric, Prediction, Score
 
 from ._estimators import ks, majority, pass_at_k
-from ._numbers import annotated, in_form_of, last, marked, show
+from ._numbers import WrongTarget, annotated, final, in_form_of, marked, show, target
 
-RULE = "1"  # increased when the same solutions would get other scores
+RULE = "2"  # increased when the same solutions would get other scores
+NONE = "contains no number"
+FIX = "mark one number as the answer in that row's target (#### 18), or leave the row out"
 
 
 class Gsm8kAnswer(Evaluator):
     """Compares the final number of a worked solution with the reference's, exactly.
 
-    `accuracy_flexible` takes the last number, `accuracy_strict` the number that is marked as the answer. The probe's
-    verdict uses the flexible one: strict accuracy underestimates a base model that was never trained on the marks.
+    `accuracy_flexible` takes the number that the solution ends at: after `####`, in a box, after "the answer is", else
+    the last one. `accuracy_strict` takes the number that is marked as the answer. The probe's verdict uses the flexible
+    one: strict accuracy underestimates a base model that was never trained on the marks.
     With k > 1 samples per question, pass@k and maj@k are reported as well.
     """
 
@@ -32,17 +36,22 @@ class Gsm8kAnswer(Evaluator):
         return {**super().settings(), "rule": RULE}
 
     def prepare(self, examples: Sequence[Example]) -> None:
-        """Raise InputError where no reference contains a number: then the target is the wrong column."""
-        if examples and not any(gold(e) for e in examples):
+        """Raise InputError where a reference's answer cannot be read, or can be read in two ways; it names the row."""
+        wrong = wrong_targets(examples)
+        if wrong and len(wrong) == len(examples) and all(NONE in message for message in wrong):
             raise InputError(
                 "gsm8k-answer: no reference contains a number", "dataset.columns.target must name the worked solutions"
             )
+        if wrong:
+            more = f" (and {len(wrong) - 1} more rows)" if len(wrong) > 1 else ""
+            raise InputError(f"gsm8k-answer: {wrong[0]}{more}", FIX)
 
     def score(self, example: Example, prediction: Prediction) -> Score:
+        wrong = wrong_targets([example])
+        if wrong:
+            return Score(example.id, None, prediction.sample, reason=wrong[0])
         right = gold(example)
-        if not right:
-            return Score(example.id, None, prediction.sample, reason="the reference contains no number")
-        strict, flexible = marked(prediction.text), last(prediction.text)
+        strict, flexible = marked(prediction.text), final(prediction.text)
         values = {
             "accuracy_flexible": float(flexible in right),
             "accuracy_strict": float(strict in right),
@@ -73,9 +82,26 @@ class Gsm8kAnswer(Evaluator):
 
 
 def gold(example: Example) -> set[Fraction]:
-    """Return the correct numbers: of each target the marked one, otherwise the last."""
-    found = (marked(t) if marked(t) is not None else last(t) for t in example.targets)
-    return {value for value in found if value is not None}
+    """Return the correct numbers, one of each target that can be read."""
+    found = set()
+    for text in example.targets:
+        with contextlib.suppress(WrongTarget):
+            found.add(target(text))
+    return found
+
+
+def wrong_targets(examples: Sequence[Example]) -> list[str]:
+    """Return one message per row with a target whose answer cannot be read, or can be read in two ways."""
+    found = []
+    for e in examples:
+        try:
+            for text in e.targets:
+                target(text)
+            if not e.targets:
+                raise WrongTarget("the reference is missing")
+        except WrongTarget as error:
+            found.append(f"row {e.id!r}: {error}")
+    return found
 
 
 def _of_samples(examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]) -> list[Score]:
@@ -95,7 +121,7 @@ def _of_samples(examples: Sequence[Example], predictions: Sequence[Prediction], 
         if n < samples:  # some requests failed: pass@k cannot be estimated from fewer than k samples
             found.append(Score(e.id, None, reason=f"{samples - n} of {samples} samples are unscored"))
             continue
-        votes = ["right" if r else last(p.text) for p, r in zip(solutions[e.id], right[e.id], strict=True)]
+        votes = ["right" if r else final(p.text) for p, r in zip(solutions[e.id], right[e.id], strict=True)]
         values = {f"pass@{k}": pass_at_k(n, sum(right[e.id]), k) for k in ks(n)}
         found.append(Score(e.id, {**values, f"maj@{n}": majority(votes, "right")}))
     return found

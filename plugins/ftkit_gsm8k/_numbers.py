@@ -1,9 +1,9 @@
 """The final number of a solution, and the arithmetic of its steps. All numbers are exact: none is a float.
 
-These forms of a number are read: ``1,234.50``, ``$18``, ``-3``, ``.5``, ``3/4``, ``\\frac{3}{4}``,
+These forms of a number are read, after `_clean.clean`: ``1,234.50``, ``$18``, ``-3``, ``.5``, ``3/4``, ``\\frac{3}{4}``,
 ``1 1/2``, ``50%`` (the percent sign is a unit: 50), ``2e3``. What is marked as the answer is, in this
 order: the first ``####``, as GSM8K's publishers read it; else the last of ``\\boxed{18}``, a line that
-starts with ``A:`` or ``Answer:``, and ``the answer is 18``.
+starts with ``A:`` or ``Answer:``, ``the answer is 18`` and ``答えは18``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
+from ._clean import clean
+
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)"
-_PLAIN = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,3}}(?![\w.]))?"
+_PLAIN = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,3}}(?![0-9A-Za-z_]|\.\d))?"
 _NUMBER = re.compile(
-    rf"""(?P<sign>(?<![\w)\]}}%])-)?\$?(?P<minus>(?<=\$)-)?
+    rf"""(?P<sign>(?<![0-9A-Za-z)\]}}%])-)?(?:[$€£¥₹₩]\s?)?(?P<minus>(?<=[$€£¥₹₩])-)?
     (?: (?:(?P<whole>\d+)\s*)?\\[dt]?frac\{{(?P<up>-?{_PLAIN})\}}\{{(?P<down>{_PLAIN})\}}
       | (?P<mixed>\d+)\s+(?P<n>\d+)/(?P<d>\d+)(?![\d./])
       | (?<![\d.])(?P<over>{_PLAIN})\s?/\s?(?P<under>{_PLAIN})
@@ -25,19 +27,22 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _HASHES = re.compile(r"####")
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_LINE = re.compile(r"^[\s*_#>]*(?:the\s+)?(?:final\s+)?(?:answer|ans|a)[\s*_]*[:=]", re.IGNORECASE | re.MULTILINE)
-_SAYS = re.compile(r"\banswer\b[^.\n:=\d]{0,60}?(?:\bis\b|:|=)", re.IGNORECASE)
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[-$\d]))")
+# The mark "A:" is a capital letter: "a = 5" and "a: 5" are variables.
+_LINE = re.compile(
+    r"^[\s*_#>]*(?:(?:the\s+)?(?:final\s+)?(?:answer|ans)[\s*_]*[:=]|(?-i:A)[\s*_]*:)", re.IGNORECASE | re.MULTILINE
+)
+_SAYS = re.compile(
+    r"\banswer\b[^.\n:=\d]{0,60}?(?:\bis\b|:|=)|(?:答え|答案|解答|正解|答|정답|답)\s*(?:は|が|是|为|為|은|는|:|=|\s)",
+    re.IGNORECASE,
+)
+_NO_NUMBER = re.compile(r"\\sqrt|√|\\pi\b|π")  # what holds one of these is not the number that is written in it
+_CLAUSE = re.compile(r"[.!?](?=[\s)*]|$)|[;。！？、]|,\s+(?=[A-Za-z])|\b(?:because|since|where|which|given|check)\b")  # fmt: skip
+_BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
+_EQUALS = re.compile(r"=|≈|\\approx\b|→|⇒")
 _NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem)\s*\d*\s*:")
 _ANNOTATION = re.compile(r"<<([^<>=\n]*)=([^<>=\n]*)>>")
 _EQUATION = re.compile(r"(?<![\w.)])((?:[\d.,$%()]+\s*[-+*/x×÷]\s*)+[\d.,$%()]+)\s*=\s*(\$?-?[\d.,]*\d)")
-
-
-def clean(text: str) -> str:
-    """Return the text with plain numbers: without escapes, thin spaces, Unicode's minus sign and LaTeX's comma."""
-    text = text.replace("\u2212", "-").replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
-    text = re.sub(r"(?<=\d)(?:\\[,;!]|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))", "", text)
-    return text.replace("\u00a0", " ").replace("\u2009", " ").replace("\u202f", " ")
 
 
 def own_part(text: str) -> str:
@@ -78,18 +83,55 @@ def _exact(text: str) -> Fraction:
 
 def marked(text: str) -> Fraction | None:
     """Return the number that the text marks as its answer, or None."""
-    text = clean(own_part(text))
+    return next((found[0] for part in _marked_parts(clean(own_part(text))) if (found := _candidates(part))), None)
+
+
+def final(text: str) -> Fraction | None:
+    """Return the number that a solution ends at: after `####`, in a box or after "the answer is", else the last one.
+
+    A line `A:` does not count as such a mark: models that were not trained on it put their whole solution there.
+    """
+    part = next(iter(_marked_parts(clean(own_part(text)), lines=False)), None)
+    if part is None:
+        return last(text)
+    found = _candidates(part)
+    return found[0] if found else None if _NO_NUMBER.search(part) else last(text)
+
+
+def _marked_parts(text: str, lines: bool = True) -> list[str]:
+    """Return what is marked as the answer in a clean text, the part that counts first."""
     found = _HASHES.search(text)
     if found:
-        return _first(_line_after(text, found.end()))
-    candidates: list[tuple[int, str]] = [(m.start(), _braces(text, m.end())) for m in _BOXED.finditer(text)]
-    for pattern in (_LINE, _SAYS):
-        candidates += [(m.start(), _line_after(text, m.end())) for m in pattern.finditer(text)]
-    for _, part in sorted(candidates, reverse=True):
-        value = _first(part)
-        if value is not None:
-            return value
-    return None
+        return [_signed(_line_after(text, found.end()))]
+    parts: list[tuple[int, str]] = [(m.start(), _signed(_braces(text, m))) for m in _BOXED.finditer(text)]
+    for pattern in (_LINE, _SAYS) if lines else (_SAYS,):
+        parts += [(m.start(), _line_after(text, m.end())) for m in pattern.finditer(text)]
+    return [part for _, part in sorted(parts, reverse=True)]
+
+
+class WrongTarget(ValueError):
+    """A reference whose answer cannot be read, or can be read in two ways; the message says which."""
+
+
+def target(text: str) -> Fraction:
+    """Return the answer of a reference. Raises WrongTarget where it has none, or where it is not clear which it is."""
+    text = clean(text)
+    parts = _marked_parts(text)
+    if parts:
+        hashes = [_signed(_line_after(text, m.end())) for m in _HASHES.finditer(text)]
+        boxes = [_signed(_braces(text, m)) for m in _BOXED.finditer(text)]
+        chosen = hashes or boxes or parts[:1]
+    else:
+        lines = [line for part in text.split("\n") for line in re.split(r"[.!?。](?=\s|$)", part) if numbers(line)]
+        chosen = lines[-1:]
+    found = [value for part in chosen for value in dict.fromkeys(_candidates(part))]
+    if not found:
+        raise WrongTarget("the reference contains no number" + (" after its mark" if numbers(text) else ""))
+    if len(set(found)) > 1:
+        raise WrongTarget(
+            f"the reference does not say which is the answer: {' or '.join(str(show(v)) for v in found[:3])}"
+        )
+    return found[0]
 
 
 def last(text: str) -> Fraction | None:
@@ -103,8 +145,11 @@ def _line_after(text: str, start: int) -> str:
     return text[start:].lstrip().split("\n", 1)[0]
 
 
-def _braces(text: str, start: int) -> str:
-    """Return the text between a brace that opened just before `start` and the matching closing brace."""
+def _braces(text: str, opening: re.Match[str]) -> str:
+    """Return the text between the brace at the end of `opening` and the matching closing brace."""
+    start = opening.end()
+    if not opening[0].endswith("{"):  # \\boxed 18
+        return text[start:].split(None, 1)[0]
     depth = 1
     for i in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
@@ -113,10 +158,26 @@ def _braces(text: str, start: int) -> str:
     return text[start:]
 
 
-def _first(text: str) -> Fraction | None:
-    """Return the first number, or the first after the last equals sign: `16 - 3 = 13 dollars`."""
-    found = numbers(text.rpartition("=")[2]) or numbers(text)
-    return found[0] if found else None
+def _signed(part: str) -> str:
+    """Return the part with its sign at the number: `- 18` is -18 behind `####` and in a box, elsewhere a list."""
+    return re.sub(r"^(\s*)-\s+(?=[\d.$€£¥])", r"\1-", part)
+
+
+def _candidates(part: str) -> list[Fraction]:
+    """Return the numbers that a marked part may mean, the most likely first.
+
+    Explanations are left out: what follows the sentence, a bracket, "because". Of `16 - 3 = 13 dollars` and of
+    `18 = 9*2` it is the side that is one number.
+    """
+    for clause in _CLAUSE.split(part):
+        if _NO_NUMBER.search(clause):
+            return []
+        outside = _BRACKETS.sub(" ", clause)
+        told = outside if numbers(outside) else clause
+        sides = [found for side in _EQUALS.split(told) if (found := numbers(side))]
+        if sides:
+            return next((side for side in reversed(sides) if len(side) == 1), sides[-1])
+    return []
 
 
 def in_form_of(target: str, text: str) -> bool:

@@ -12,7 +12,7 @@ from ftkit.records import Curve, Example, Metric, Prediction, Section
 from ftkit.stats import example_means
 
 from ._rules import Facts, apply_rules, most_samples
-from ._taxonomy import KINDS, kind_of
+from ._taxonomy import KINDS, RULES, holding, kind_of
 
 EXAMPLES = 2  # shown per kind of error, before and after training
 TEXT = 1200  # characters of a solution that are shown
@@ -48,7 +48,7 @@ def section(run: MeasuredRun) -> Section | None:
         {"kind": "curves", "curves": _curves(run, places)},
         {"kind": "table", "header": _HEADER, "rows": [*(_line(run, p) for p in places), *_control(run)]},
         {"kind": "text", "text": _notes(run, facts)},
-        *_errors(run, places[0], places[-1]),
+        *_errors(run, places[0], places[-1], facts.on_right),
     ]
     return Section(title, tuple(blocks))
 
@@ -79,7 +79,10 @@ def _facts(run: MeasuredRun, places: list[Place]) -> Facts:
     def values(stage: str, name: str) -> dict[str, float]:
         return example_means(run.scores(stage), name) if stage in run.measured() else {}
 
-    accuracy, few = "accuracy_flexible", run.metrics("probe-few-shot") if "probe-few-shot" in run.measured() else {}
+    accuracy = "accuracy_flexible"
+    solutions = [_kinds(run, base), _kinds(run, tuned)]
+    right = [(e, p) for side in solutions for kind, e, p in side if kind == "right"]
+    wrong = [(e, p) for kind, e, p in solutions[1] if kind != "right"]
     samples = [run.metrics(p.stage("samples")) for p in (base, tuned)]
     return Facts(
         loss=(values(base.stage("test"), "loss"), values(tuned.stage("test"), "loss")),
@@ -89,13 +92,22 @@ def _facts(run: MeasuredRun, places: list[Place]) -> Facts:
         test=(values(base.stage("test"), accuracy), values(tuned.stage("test"), accuracy)),
         changed=(values(base.stage("changed"), accuracy), values(tuned.stage("changed"), accuracy)),
         samples=(samples[0], samples[1]),
-        few_shot=few.get(accuracy),
-        kinds=(_count(run, base), _count(run, tuned)),
+        few_shot=values("probe-few-shot", accuracy),
+        kinds=(_count(solutions[0]), _count(solutions[1])),
+        on_wrong=_held(wrong),
+        on_right=_held(right),
     )
 
 
-def _count(run: MeasuredRun, place: Place) -> Counter[str]:
-    return Counter(kind for kind, _, _ in _kinds(run, place))
+def _count(solutions: list[tuple[str, Example, Prediction]]) -> Counter[str]:
+    return Counter(kind for kind, _, _ in solutions)
+
+
+def _held(solutions: list[tuple[Example, Prediction]]) -> Counter[str]:
+    """Return for how many solutions each rule of an error holds, and how many "answers" there are."""
+    counts = Counter(name for e, p in solutions for name in holding(e, p))
+    counts["answers"] = len(solutions)
+    return counts
 
 
 def _kinds(run: MeasuredRun, place: Place) -> list[tuple[str, Example, Prediction]]:
@@ -176,23 +188,28 @@ def _notes(run: MeasuredRun, facts: Facts) -> str:
     )
 
 
-def _errors(run: MeasuredRun, base: Place, tuned: Place) -> list[dict[str, Any]]:
-    """Return the table of error kinds before and after training, and examples of each."""
+def _errors(run: MeasuredRun, base: Place, tuned: Place, on_right: Counter[str]) -> list[dict[str, Any]]:
+    """Return the table of error kinds before and after training, and examples of each.
+
+    Its column "holds for right answers" shows how often a rule holds where there is no error.
+    """
     found = [_kinds(run, base), _kinds(run, tuned)]
-    counts = [Counter(kind for kind, _, _ in side) for side in found]
+    counts = [_count(side) for side in found]
+    n_right = on_right["answers"]
     rows = []
     examples: list[dict[str, str]] = []
     for kind, rule in KINDS.items():
         shares = [100 * count[kind] / max(1, len(side)) for count, side in zip(counts, found, strict=True)]
+        control = f"{on_right[kind]} of {n_right}" if kind in RULES and n_right else "–"
         rows.append([kind, f"{counts[0][kind]} ({shares[0]:.1f} %)", f"{counts[1][kind]} ({shares[1]:.1f} %)",
-                     f"{shares[1] - shares[0]:+.1f}", rule])  # fmt: skip
+                     f"{shares[1] - shares[0]:+.1f}", control, rule])  # fmt: skip
         if kind == "right":
             continue
         for label, side in zip(("before", "after"), found, strict=True):
             shown = [(e, p) for k, e, p in side if k == kind][:EXAMPLES]
             examples += [{"title": f"{kind}, {label}: {e.id}", "text": _shown(e, p)} for e, p in shown]
-    table = {"kind": "table", "header": ["error", "base model", "tuned", "points", "rule"], "rows": rows}
-    return [table, {"kind": "examples", "examples": examples}]
+    header = ["error", "base model", "tuned", "points", "holds for right answers", "rule"]
+    return [{"kind": "table", "header": header, "rows": rows}, {"kind": "examples", "examples": examples}]
 
 
 def _shown(example: Example, prediction: Prediction) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ftkit.records import Metric
 from ftkit.stats import PairedDelta, paired_delta
 
+from ._intervals import Change, Values, difference_of_changes, difference_of_rates, paired
+
 MATTERS = 0.05  # a smaller change of accuracy (below 5 points) does not count, whatever its interval
 FORM = 0.10  # the format was learned if its rate rose by 10 points or more
 HEADROOM = 0.10  # reinforcement learning has something to reward if pass@k is this much above pass@1
-GAP = 0.10  # questions were memorised if accuracy on training questions is this much above test questions
+GAP = 0.10  # questions were memorised if training raised accuracy on its own questions this much more than on others
 SHARE = 0.25  # a kind of error with this share of all errors gets advice
-
-Values = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,12 @@ class Facts:
     test: tuple[Values, Values]  # on the probe's sample of the test split
     changed: tuple[Values, Values]
     samples: tuple[dict[str, Metric], dict[str, Metric]]
-    few_shot: Metric | None
+    few_shot: Values  # of the base model with training examples in its prompt, on the questions of `test`
     kinds: tuple[Counter[str], Counter[str]]
+    # How many solutions each rule of an error holds for, and "answers": how many there are. The tuned model's wrong
+    # answers; the right answers of both models.
+    on_wrong: Counter[str] = field(default_factory=Counter)
+    on_right: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def _verdict(rules: dict[str, Rule], form: PairedDelta, accuracy: PairedDelta, f
         times = f"{many / one:.1f}x pass@1" if one else "above a pass@1 of 0"
         parts.append(f"pass@{k} is {times}: sampling finds answers that one attempt misses.")
     if rules["memorised"].holds:
-        parts.append("Accuracy on training questions is above test questions: a part of it is memorised.")
+        parts.append("Training raised accuracy on its own questions more than on others: a part of that is memorised.")
     if rules["brittle"].holds:
         parts.append(
             "With other numbers in the same questions, accuracy is lower: a part of it depends on these numbers."
@@ -121,36 +125,25 @@ def _headroom(facts: Facts) -> Rule:
 
 def _memorised(facts: Facts) -> Rule:
     text = (
-        f"Questions were memorised: after training, accuracy on training questions is {100 * GAP:.0f} points or more above"
-        " test questions, and the interval is above 0."
+        f"Questions were memorised: training raised accuracy on training questions by {100 * GAP:.0f} points or more above"
+        " what it did on test questions, and the interval of this difference of differences is above 0."
     )
-    gaps = [_gap(train, test) for train, test in zip(facts.train, facts.test, strict=True)]
-    if gaps[1] is None:
+    found = difference_of_changes(facts.train, facts.test)
+    if found is None:
         return Rule(text, "", None)
-    before = f"base model {100 * gaps[0][0]:+.1f}; " if gaps[0] else ""
-    delta, low, high = gaps[1]
-    numbers = f"{before}tuned {100 * delta:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
-    return Rule(text, numbers, low > 0 and delta >= GAP)
-
-
-def _gap(a: Values, b: Values) -> tuple[float, float, float] | None:
-    """Return mean(a) - mean(b) of different questions with its 95 % interval (normal approximation, Agresti-Caffo)."""
-    if not a or not b:
-        return None
-    # Agresti-Caffo adds one right and one wrong value to each side: otherwise the interval has no width at 0 and 1.
-    p, q = ((sum(v.values()) + 1) / (len(v) + 2) for v in (a, b))
-    half = 1.96 * math.sqrt(p * (1 - p) / (len(a) + 2) + q * (1 - q) / (len(b) + 2))
-    return _mean(a) - _mean(b), p - q - half, p - q + half
+    gaps = [100 * (_mean(train) - _mean(test)) for train, test in zip(facts.train, facts.test, strict=True)]
+    numbers = f"training above test questions: base model {gaps[0]:+.1f}, tuned {gaps[1]:+.1f}; {_points(found)}"
+    return Rule(text, numbers, found.low > 0 and found.delta >= GAP)
 
 
 def _brittle(facts: Facts) -> Rule:
     text = "Accuracy depends on the numbers: with other numbers in the same questions it is lower, and the interval is below 0."
     pairs = [_on_originals(test, changed) for test, changed in zip(facts.test, facts.changed, strict=True)]
-    found = [paired_delta(*pair) for pair in pairs]
-    if found[1].high is None:
+    base, tuned = (paired(*pair) for pair in pairs)
+    if tuned is None:
         return Rule(text, "", None)
-    numbers = f"base model {_change(found[0])}; tuned {_means(pairs[1])} %, {_change(found[1])} points, n={found[1].n}"
-    return Rule(text, numbers, found[1].high < 0)
+    before = f"base model {_points(base)}; " if base else ""
+    return Rule(text, f"{before}tuned {_means(pairs[1])} %, {_points(tuned)}", tuned.high < 0)
 
 
 def _on_originals(test: Values, changed: Values) -> tuple[Values, Values]:
@@ -159,12 +152,22 @@ def _on_originals(test: Values, changed: Values) -> tuple[Values, Values]:
 
 
 def _few_shot(facts: Facts) -> Rule:
-    text = "Training is better than prompting: the tuned model's accuracy on the same questions is above the few-shot control's interval."
-    if facts.few_shot is None or facts.few_shot.high is None:
+    text = (
+        "Training is better than prompting: on the same questions, the tuned model's accuracy is above that of the base"
+        " model with training examples in its prompt, and the interval of the paired difference is above 0."
+    )
+    found = paired(facts.few_shot, facts.test[1])
+    if found is None:
         return Rule(text, "", None)
-    tuned = _mean(facts.test[1])
-    numbers = f"few-shot base model {_metric(facts.few_shot)} %, tuned without examples {100 * tuned:.1f} % (another prompt: no delta)"
-    return Rule(text, numbers, tuned > facts.few_shot.high)
+    numbers = f"examples in the prompt {100 * _mean(facts.few_shot):.1f} %, tuned without {100 * _mean(facts.test[1]):.1f} %, {_points(found)}"
+    return Rule(text, numbers, found.low > 0)
+
+
+def separates(kind: str, facts: Facts) -> bool:
+    """Return whether the rule of a kind of error holds for wrong answers more often than for right ones."""
+    wrong, right = facts.on_wrong, facts.on_right
+    found = difference_of_rates(wrong[kind], wrong["answers"], right[kind], right["answers"])
+    return found is not None and found.low > 0
 
 
 def _advice(rules: dict[str, Rule], facts: Facts) -> list[str]:
@@ -192,14 +195,11 @@ def _advice(rules: dict[str, Rule], facts: Facts) -> list[str]:
             "arithmetic slip",
             "A calculator at the annotations, or a reward for right results: the operations are right.",
         ),
-        (
-            "wrong operation",
-            "A larger base model, or more samples to choose from: the operations are wrong, not their results.",
-        ),
+        ("wrong result", "A calculator at the annotations: results of steps are wrong."),
         ("truncated", "A higher generation.max_new_tokens: solutions are truncated."),
         ("degenerate loop", "Less training or a lower learning rate: solutions repeat themselves."),
     ):
-        if total and errors.get(kind, 0) / total >= SHARE:
+        if total and errors.get(kind, 0) / total >= SHARE and separates(kind, facts):
             found.append(f"{advice} ({kind}: {errors[kind]} of {total} errors)")
     if rules["rose"].holds:
         found.append("More training problems: supervised fine-tuning still improves accuracy; measure again with more.")
@@ -227,6 +227,10 @@ def _change(found: PairedDelta, scale: float = 100, digits: int = 1) -> str:
         return "not measured"
     interval = "" if found.low is None or found.high is None else f" [{scale * found.low:+.{digits}f}, {scale * found.high:+.{digits}f}]"  # fmt: skip
     return f"{scale * found.delta:+.{digits}f}{interval}"
+
+
+def _points(found: Change) -> str:
+    return f"{100 * found.delta:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] points, n={found.n}"
 
 
 def _metric(metric: Metric) -> str:

@@ -4,74 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 from ftkit.records import Example
 
-from ._numbers import annotated, compute, marked, show
+from ._numbers import compute, show
+from ._prose import from_prose
+from ._sources import FREE, NUMBER, Plan, Refused, number, plan
 
-ATTEMPTS = 300
-# Whole numbers that stand alone: not a part of a decimal, a percentage, a time, a fraction, an ordinal or a name.
-_FREE = re.compile(r"(?<![\w.,:/#-])\d{1,6}(?:,\d{3})*(?![\w:/%-]|[.,]\d)")
-_OPERAND = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
-# Values that a word may stand for: where a question has the same value in digits, it is not clear which one a step uses.
-_WORDS = {
-    "one": (1,), "half": (2, 50), "halves": (2,), "twice": (2,), "double": (2,), "doubles": (2,), "two": (2,), "both": (2,),
-    "pair": (2,), "pairs": (2,), "couple": (2,), "triple": (3,), "thrice": (3,), "three": (3,), "third": (3,), "thirds": (3,),
-    "quarter": (4, 25), "quarters": (4, 25), "four": (4,), "five": (5,), "fifth": (5,), "six": (6,), "seven": (7,), "eight": (8,),
-    "nine": (9,), "ten": (10,), "tenth": (10,), "dozen": (12,), "dozens": (12,), "twelve": (12,), "twenty": (20,), "week": (7, 5),
-    "weeks": (7, 5), "weekly": (7, 5), "month": (30, 4, 12), "months": (30, 4, 12), "year": (12, 52, 365), "years": (12, 52, 365),
-    "hour": (60, 24), "hours": (60, 24), "minute": (60,), "minutes": (60,), "day": (24, 7), "days": (24, 7), "percent": (100,),
-}  # fmt: skip
+ATTEMPTS = 2000
 
 
 def changed(example: Example) -> Example | None:
-    """Return `example` with other numbers and the answer recomputed, or None where its annotations do not allow it.
+    """Return `example` with other numbers and the answer recomputed, or None where its solution does not allow it.
 
-    They allow it if each operand of a step is a number of the question, a result of an earlier step or a constant, and
-    only one of these; and if with other numbers each result stays positive, stays whole where it was whole, and gets
-    no more digits. The same example always gives the same variant.
+    It allows it if each operand of a step has exactly one possible source (`_sources.plan`); if other numbers keep
+    each result positive, whole where it was whole, and no longer in digits, and keep the order of all quantities, so
+    that what was the larger one remains it; and if the text of the solution, without its annotations, gives the same
+    answer. The same example always gives the same variant.
     """
-    steps = annotated(example.targets[0])
-    answer = marked(example.targets[0])
-    if not steps or steps[-1].claimed != answer or not all(s.true == s.claimed for s in steps):
+    try:
+        found = plan(example.input, example.targets[0])
+    except Refused:
         return None
-    found = {_number(m) for m in _FREE.findall(example.input)}
-    used: set[Fraction] = set()
-    results: list[Fraction] = []
-    for s in steps:
-        for operand in map(_number, _OPERAND.findall(s.expression)):
-            if operand in found and operand in results:
-                return None
-            if operand in found:
-                used.add(operand)
-        results.append(s.claimed)
-    other = {Fraction(value) for word in re.findall(r"[a-z]+", example.input.lower()) for value in _WORDS.get(word, ())}
-    fixed = {_number(m) for m in _OPERAND.findall(_FREE.sub(" ", example.input))}  # percentages, decimals, times
-    if not used or used & (other | fixed):
-        return None
-    expressions = [s.expression for s in steps]
+    results = [s.claimed for s in found.steps]
     rng = random.Random(hashlib.sha256(example.input.encode("utf-8", "surrogatepass")).digest())
     for _ in range(ATTEMPTS):
-        new = {value: Fraction(_near(rng, int(value))) for value in sorted(used)}
-        if all(new[v] == v for v in used) or len(set(new.values())) < len(new):
+        new = {value: Fraction(_near(rng, int(value))) for value in sorted(found.change)}
+        if all(new[v] == v for v in new):
             continue
-        after = _recompute(expressions, results, new)
-        if after is not None and all(map(_like, after, results)) and after[-1] != answer:
+        after = _recompute(found, new)
+        if after is None or not all(map(_like, after, results)) or after[-1] == results[-1]:
+            continue
+        if _same_order([*new.items(), *((v, v) for v in found.keep), *zip(results, after, strict=True)]):
+            if from_prose(example.targets[0], {**{v: v for v in found.keep}, **new}, found.fixed) != after[-1]:
+                return None
             return _written(example, new, after[-1])
     return None
 
 
-def variants(examples: Sequence[Example]) -> list[Example]:
+def variants(examples: Iterable[Example]) -> list[Example]:
     """Return what `changed` gives for the examples that allow it."""
     return [made for e in examples if (made := changed(e)) is not None]
-
-
-def _number(text: str) -> Fraction:
-    return Fraction(text.replace(",", ""))
 
 
 def _near(rng: random.Random, value: int) -> int:
@@ -80,19 +57,20 @@ def _near(rng: random.Random, value: int) -> int:
     return min(rng.randint(low, high), 10 ** len(str(value)) - 1)
 
 
-def _recompute(expressions: list[str], results: list[Fraction], new: dict[Fraction, Fraction]) -> list[Fraction] | None:
-    after: list[Fraction] = []
-    for expression in expressions:
-        known = {**new, **dict(zip(results, after, strict=False))}  # of equal results, the later one counts
-        value = compute(_OPERAND.sub(lambda m, known=known: _as_operand(known, m[0]), expression))
+def _recompute(found: Plan, new: Mapping[Fraction, Fraction]) -> list[Fraction] | None:
+    """Return the results of the steps with the new numbers."""
+    known, after = dict(new), []
+    for s in found.steps:
+        value = compute(NUMBER.sub(lambda m: _as_operand(known, m[0]), s.expression))
         if value is None:
             return None
+        known[s.claimed] = value
         after.append(value)
     return after
 
 
-def _as_operand(known: dict[Fraction, Fraction], text: str) -> str:
-    value = known.get(_number(text))
+def _as_operand(known: Mapping[Fraction, Fraction], text: str) -> str:
+    value = known.get(number(text))
     if value is None:
         return text
     return str(value.numerator) if value.denominator == 1 else f"({value.numerator}/{value.denominator})"
@@ -103,9 +81,14 @@ def _like(after: Fraction, before: Fraction) -> bool:
     return after > 0 and whole and len(str(int(after))) <= len(str(int(before)))
 
 
-def _written(example: Example, new: dict[Fraction, Fraction], answer: Fraction) -> Example | None:
+def _same_order(pairs: Iterable[tuple[Fraction, Fraction]]) -> bool:
+    """Return whether the new values are in the order of the old ones; pairs are (old, new)."""
+    return all(x == y or a < b for (x, a), (y, b) in pairwise(sorted(pairs)))
+
+
+def _written(example: Example, new: Mapping[Fraction, Fraction], answer: Fraction) -> Example | None:
     """Return the example with the new numbers in its question and its prompt."""
-    text = _FREE.sub(lambda m: str(new.get(_number(m[0]), m[0])), example.input)
+    text = FREE.sub(lambda m: _in_form_of(m[0], new.get(number(m[0]))), example.input)
     messages = tuple(
         replace(m, content=m.content.replace(example.input, text)) if m.role == "user" else m for m in example.messages
     )
@@ -114,3 +97,7 @@ def _written(example: Example, new: dict[Fraction, Fraction], answer: Fraction) 
     return Example(
         f"{example.id}~changed", messages, (f"#### {show(answer)}",), text, {**example.meta, "original": example.id}
     )
+
+
+def _in_form_of(old: str, value: Fraction | None) -> str:
+    return old if value is None else f"{int(value):,}" if "," in old else str(value)

@@ -9,14 +9,15 @@ from math import comb
 from pathlib import Path
 
 import pytest
-from ftkit_gsm8k import Gsm8kAnswer
+from ftkit_gsm8k import Gsm8kAnswer, Gsm8kSftProbe
+from ftkit_gsm8k._clean import clean
 from ftkit_gsm8k._estimators import ks, majority, pass_at_k
-from ftkit_gsm8k._numbers import annotated, compute, equations, in_form_of, last, marked, numbers, show
+from ftkit_gsm8k._numbers import annotated, compute, equations, final, in_form_of, last, marked, numbers, show
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.errors import InputError
-from ftkit.records import Example, Message, Prediction
+from ftkit.records import Example, Message, Prediction, Task
 from ftkit.score import score_all
 from ftkit.stats import wilson
 
@@ -40,7 +41,7 @@ def values(text: str, target: str = "#### 18") -> dict[str, float]:
 
 
 @needs_gsm8k
-@pytest.mark.parametrize("read", [marked, last])
+@pytest.mark.parametrize("read", [marked, last, final])
 def test_agrees_with_the_published_labels_of_four_models(read) -> None:
     rows = [json.loads(line) for line in (GSM8K / "labelled_solutions.jsonl").open(encoding="utf-8")]
     agreed = [
@@ -178,6 +179,105 @@ def test_right_exactly_where_the_numbers_are_equal(a, b) -> None:
     assert values(f"#### {a:f}", f"#### {b:f}")["accuracy_strict"] == (a == b)
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        # marks
+        ("So a = 5 and b = 7. The answer is 12.", "12"),
+        ("The answer is 12, where\na = 5", "12"),
+        ("a: 5\nThe answer is 12", "12"),
+        ("答え: 18", "18"),
+        ("答えは１８円です。", "18"),
+        ("答え：－３", "-3"),
+        ("答案是18。", "18"),
+        ("\\boxed 18", "18"),
+        # what explains the answer is not the answer
+        ("The answer is 5 (x=3)", "5"),
+        ("The answer is 5, x = 3", "5"),
+        ("#### 18 = 9*2", "18"),
+        ("#### 9*2 = 18", "18"),
+        ("The answer is 18. Let me check: 18*2=36.", "18"),
+        ("The answer is 18 because 20 - 2 = 18", "18"),
+        ("The answer is 18, since 9*4=36 is twice that.", "18"),
+        ("\\boxed{x = 18}", "18"),
+        ("The answer is (16 - 3) * 2 = 26 eggs.", "26"),
+        # fractions
+        ("\\boxed{\\frac12}", "1/2"),
+        ("\\boxed{\\frac{1}{2}}", "1/2"),
+        ("\\boxed{\\dfrac{1}{2}}", "1/2"),
+        ("\\boxed{\\tfrac1{20}}", "1/20"),
+        ("\\boxed{\\frac{3}4}", "3/4"),
+        ("\\boxed{2\\frac12}", "5/2"),
+        ("\\boxed{-\\frac 34}", "-3/4"),
+        ("#### 2½", "5/2"),
+        ("#### 2 ½ cups", "5/2"),
+        ("#### ¾", "3/4"),
+        ("#### -½", "-1/2"),
+        ("#### 3/4", "3/4"),
+        # units
+        ("\\boxed{18 \\text{ ft}^2}", "18"),
+        ("\\boxed{18\\ \\mathrm{m}^{2}}", "18"),
+        ("#### 18 m^2", "18"),
+        ("#### 18 m²", "18"),
+        ("#### 18 cm3", "18"),
+        ("#### 18 km/h", "18"),
+        ("#### 18 %", "18"),
+        ("\\boxed{18\\%}", "18"),
+        ("#### €18", "18"),
+        ("#### -£18", "-18"),
+        ("#### 18 ₹", "18"),
+        ("#### US$18", "18"),
+        # groups and decimal commas
+        ("#### 1\u2009000", "1000"),
+        ("#### 1\u00a0000 dollars", "1000"),
+        ("#### 1\u202f234\u202f567", "1234567"),
+        ("#### 1 000", "1000"),
+        ("#### 1 234 567", "1234567"),
+        ("#### 12 345 pens", "12345"),
+        ("#### 1'000", "1000"),
+        ("#### 1\u2019234", "1234"),
+        ("#### 1.000,50", "1000.50"),
+        ("#### 1.234.567", "1234567"),
+        ("#### 12,50 €", "12.50"),
+        ("The answer is 5 100 gram bags.", "5"),
+        # signs, digits, exponents, markdown
+        ("#### –18", "-18"),
+        ("#### \u2212 18", "-18"),
+        ("Answer:\n- 18 pens", "18"),
+        ("The answer is 22 – 4 = 18", "18"),
+        ("#### １８", "18"),
+        ("#### １，２３４．５", "1234.5"),
+        ("#### 1.5e3", "1500"),
+        ("The answer is 2e3.", "2000"),
+        ("\\boxed{1.5 \\times 10^{3}}", "1500"),
+        ("#### 1.5×10³", "1500"),
+        ("#### 2*10^-2", "1/50"),
+        ("#### 10^3", "1000"),
+        ("#### **18**", "18"),
+        ("**The answer is: 18**", "18"),
+        ("## Answer: `18`", "18"),
+        ("Answer: _-18_", "-18"),
+    ],
+)
+def test_an_answer_is_read_however_it_is_written(text: str, answer: str) -> None:
+    assert marked(text) == final(text) == Fraction(answer)
+
+
+def test_an_answer_that_is_no_plain_number_is_not_read_as_one() -> None:
+    assert marked("\\boxed{3\\sqrt{2}}") is None and final("\\boxed{3\\sqrt{2}}") is None
+    assert marked("The answer is 2π.") is None
+
+
+def test_the_line_that_starts_with_a_holds_a_whole_solution_of_an_untrained_model() -> None:
+    text = "A: She has 16 eggs and eats 3. 16 - 3 = 13. 13 * 2 = 26"
+    assert (marked(text), final(text)) == (16, 26)
+
+
+@given(st.text(max_size=200))
+def test_plain_text_stays_plain(text) -> None:
+    assert numbers(clean(text)) == numbers(text)
+
+
 # ---------------------------------------------------------------- steps
 
 
@@ -218,10 +318,47 @@ def test_metrics_carry_wilson_intervals_and_steps_are_pooled() -> None:
 def test_references_without_numbers_are_one_message() -> None:
     with pytest.raises(InputError, match="no reference contains a number"):
         score_all([Gsm8kAnswer()], [example("a summary")], [Prediction("q", "18")])
-    scores, _ = score_all(
-        [Gsm8kAnswer()], [example("none", "a"), example(name="b")], [Prediction("a", "18"), Prediction("b", "18")]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("none", "contains no number"),
+        ("", "contains no number"),
+        ("3 + 4 = 7\n####", "contains no number after its mark"),
+        ("#### 3/0", "contains no number"),
+        ("#### 5 or 6", "does not say which is the answer: 5 or 6"),
+        ("#### 12,50", "does not say which is the answer: 12 or 50"),
+        ("#### 5 feet 3 inches", "does not say which is the answer: 5 or 3"),
+        ("#### 16 - 3", "does not say which is the answer"),
+        ("#### 5\n#### 6", "does not say which is the answer: 5 or 6"),
+        ("\\boxed{5} or \\boxed{6}", "does not say which is the answer: 5 or 6"),
+        ("\\boxed{3\\sqrt{2}}", "contains no number after its mark"),
+        ("She has 3 pens and 5 cups", "does not say which is the answer: 3 or 5"),
+    ],
+)
+def test_a_reference_that_cannot_be_read_is_an_error_that_names_its_row(target: str, said: str) -> None:
+    rows = [example(name="good"), example(target, "row-7"), example("none too", "row-8")]
+    with pytest.raises(InputError, match=rf"row 'row-7': the reference {said}") as caught:
+        score_all([Gsm8kAnswer()], rows, [Prediction(e.id, "#### 18") for e in rows])
+    assert "(and 1 more rows)" in caught.value.message and "#### 18" in (caught.value.hint or "")
+    score = Gsm8kAnswer().score(rows[1], Prediction("row-7", "#### 18"))
+    assert score.values is None and said in (score.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [("She has 3 pens and 5 cups.\n3+5=8", "8"), ("a = 5\nb = 7\nThe answer is 12.", "12"), ("The answer is 12, where\na = 5", "12"),
+     ("18", "18"), ("18 apples", "18"), ("#### 16 - 3 = 13", "13"), ("#### 18 (3 less than 21)", "18"), ("#### 5\n#### 5.0", "5"),
+     ("5 m^2", "5"), ("１８円", "18")],
+)  # fmt: skip
+def test_a_reference_that_can_be_read_in_one_way_is_read(target: str, answer: str) -> None:
+    assert (
+        values(f"#### {answer}", target)["accuracy_strict"]
+        == values(f"#### {answer}", target)["accuracy_flexible"]
+        == 1
     )
-    assert scores[0].values is None and scores[1].values["accuracy_flexible"] == 1
+    assert values("#### 77", target)["accuracy_strict"] == 0
 
 
 # ---------------------------------------------------------------- several samples
@@ -270,3 +407,12 @@ def test_samples_give_pass_and_majority_and_a_failed_one_is_unscored() -> None:
     assert found["pass@2"].value == pytest.approx((5 / 6 + 1 / 2 + 0) / 3)
     assert found["pass@4"].value == pytest.approx(2 / 3) and found["maj@4"].value == pytest.approx(1 / 3)
     assert (found["pass@4"].n, found["pass@4"].n_unscored) == (3, 1)
+
+
+def test_the_probe_says_which_references_are_wrong_before_anything_is_spent() -> None:
+    train = (example("3+4=<<3+4=7>>7\n#### 7", "train-1"), example("#### 1 or 2", "train-2"))
+    splits = {"train": train, "test": (example("3+4=<<3+4=7>>7\n#### 7", "test-1"), example("seven", "test-2"))}
+    probe = Gsm8kSftProbe(Gsm8kSftProbe.Options(base_model="package:ftkit_gsm8k/model", chat_template="plain"))
+    found = [f for f in probe.check(Task("t", splits, {}, "")) if f.level == "error"]
+    assert [f.message for f in found] == ["row 'test-2': the reference contains no number (and 1 more rows)"]
+    assert found[0].key == "dataset.columns.target" and "#### 18" in (found[0].hint or "")

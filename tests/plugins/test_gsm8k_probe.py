@@ -18,7 +18,7 @@ from ftkit_gsm8k import Gsm8kSftProbe, WordProblems
 from ftkit_gsm8k._numbers import annotated, marked
 from ftkit_gsm8k._rules import Facts, apply_rules
 from ftkit_gsm8k._sample import few_shot, fixed_sample
-from ftkit_gsm8k._taxonomy import KINDS, kind_of
+from ftkit_gsm8k._taxonomy import KINDS, RULES, holding, kind_of
 from ftkit_gsm8k._variants import changed, variants
 from ftkit_trl import TrlSftQlora
 
@@ -100,7 +100,7 @@ def test_changed_questions_of_gsm8k_keep_their_kind_of_answer() -> None:
     rows = [json.loads(line) for line in (GSM8K / "test.jsonl").open(encoding="utf-8")][:300]
     examples = [example(r["question"], r["answer"], str(i)) for i, r in enumerate(rows)]
     found = {e.meta["original"]: e for e in variants(examples)}
-    assert 0.4 * len(rows) < len(found) < 0.8 * len(rows)
+    assert 0.2 * len(rows) < len(found) < 0.4 * len(rows)
     for original in examples:
         if other := found.get(original.id):
             before, after = marked(original.targets[0]), marked(other.targets[0])
@@ -116,22 +116,45 @@ def test_changed_questions_of_gsm8k_keep_their_kind_of_answer() -> None:
     [
         ("3*16=<<3*16=48>>48\n48-8=<<48-8=40>>40\n#### 40", "right"),
         ("3 * 16 = 46. 46 - 8 = 38. The answer is 38.", "arithmetic slip"),
-        ("3*16=<<3*16=48>>48\n48+8=<<48+8=56>>56\n#### 56", "wrong operation"),
-        ("3*8=<<3*8=24>>24\n24-10=<<24-10=14>>14\n#### 14", "wrong numbers"),
-        ("There are 16 ducks.", "copied number"),
+        ("3*16=<<3*16=46>>46\n46+8=<<46+8=54>>54\n#### 54", "wrong result"),
+        ("3*16=<<3*16=48>>48\n48+8=<<48+8=56>>56\n#### 56", "other"),
+        ("There are 16 ducks.", "no steps"),
         ("There are 41 ducks.", "no steps"),
         ("Nobody knows.", "no answer"),
         ("3*16=48 ducks " + "and so on " * 9, "degenerate loop"),
+        ("3*16=48 ducks " + "and so on " * 9 + "and s", "degenerate loop"),
+        ("1/3=0.3333333333333333 of 48 is 16", "wrong result"),
+        ("It is 0." + "3" * 16, "no steps"),
+        ("3+3+3+3+3+3+3+3=24", "other"),
+        ("----------------------------\n3*16=48", "other"),
+        ("and so on " * 9 + "so there are 3*16=48 of them, minus nothing", "other"),  # it came out of the loop
     ],
 )
 def test_errors_have_a_kind(text: str, kind: str) -> None:
     assert kind_of(DUCKS, Prediction("q", text)) == kind and kind in KINDS
 
 
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="needs GSM8K's files beside the repository: shared/data/gsm8k")
+def test_rules_of_errors_hardly_hold_for_right_answers() -> None:
+    """GSM8K's own answers and the right ones of four models: a rule that holds for them would tell of no error."""
+    rows = [json.loads(line) for line in (GSM8K / "test.jsonl").open(encoding="utf-8")]
+    right = [(example(r["question"], r["answer"]), Prediction("q", r["answer"])) for r in rows]
+    wrong = []
+    for row in map(json.loads, (GSM8K / "labelled_solutions.jsonl").open(encoding="utf-8")):
+        for found in (v for v in row.values() if isinstance(v, dict)):
+            pair = example(row["question"], row["ground_truth"]), Prediction("q", found["solution"])
+            (right if found["is_correct"] else wrong).append(pair)
+    held = [Counter(name for e, p in side for name in holding(e, p)) for side in (right, wrong)]
+    assert len(right) == 1319 + 295 and len(wrong) == 505
+    assert all(held[0][name] / len(right) <= 0.02 for name in RULES)
+    assert held[1]["wrong result"] / len(wrong) > 0.1 > 0.01 > held[0]["wrong result"] / len(right)
+    assert held[0]["degenerate loop"] == 0 < held[1]["degenerate loop"]
+
+
 def test_an_answer_cut_at_the_limit_is_truncated_unless_it_was_already_given() -> None:
     assert kind_of(DUCKS, Prediction("q", "First 3*16=48 and", finish_reason="length")) == "truncated"
     went_on = "3*16=48. 48+8=56. #### 56\n\nQuestion: And 7 more"
-    assert kind_of(DUCKS, Prediction("q", went_on, finish_reason="length")) == "wrong operation"
+    assert kind_of(DUCKS, Prediction("q", went_on, finish_reason="length")) == "other"
 
 
 # ---------------------------------------------------------------- rules
@@ -150,7 +173,7 @@ def facts(before: float, after: float, form: float = 1.0, many: float = 0.5, n: 
     losses = (dict.fromkeys(side(0), 2.0), dict.fromkeys(side(0), 0.5))
     accuracy = (side(before), side(after))
     return Facts(losses, (side(0), side(form)), accuracy, accuracy, accuracy, ({}, {}), (samples, samples),
-                 metric("accuracy_flexible", before), (Counter(), Counter({"right": 1, "wrong operation": 3})))  # fmt: skip
+                 side(before), (Counter(), Counter({"right": 1, "other": 3})))  # fmt: skip
 
 
 def test_format_without_accuracy_is_called_so() -> None:
