@@ -41,7 +41,10 @@ def read_rows(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, A
     if os.path.exists(path) or path.is_absolute() or path.suffix in SUFFIXES or dataset.path.startswith((".", "~")):
         rows = {split: [row for p in paths for row in read_file(p)] for split, paths in local_files(path).items()}
         return rows, {"path": str(path)}
-    return _read_hub(dataset)
+    from .hub_rows import read_hub
+
+    rows, about = read_hub(dataset)
+    return {FILE_SPLITS.get(split, split): part for split, part in rows.items()}, about
 
 
 def local_files(path: Path) -> dict[str, list[Path]]:
@@ -166,24 +169,3 @@ def _parquet(path: Path) -> Any:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-
-
-def _read_hub(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, Any]]:
-    from ..hub import explain, prefer_cache_when_unreachable
-
-    prefer_cache_when_unreachable()
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(f"dataset {dataset.path!r} is on the hub: reading it needs the `datasets` library",
-                         "pip install 'ftkit[data]'") from None  # fmt: skip
-    datasets.disable_progress_bars()
-    try:
-        found = datasets.load_dataset(dataset.path, dataset.name, revision=dataset.revision)
-    except Exception as error:  # the library raises a dozen unrelated types for one failed download
-        raise explain("dataset", dataset.path, error) from None
-    rows = {FILE_SPLITS.get(split, split): list(part) for split, part in found.items()}
-    info = next(iter(found.values())).info
-    urls = list(info.download_checksums or {})
-    commit = next((m.group(1) for url in urls if (m := re.search(r"@([0-9a-f]{40})/", url))), None)
-    return rows, {"path": dataset.path, "name": dataset.name, "revision": commit or dataset.revision}

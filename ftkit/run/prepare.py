@@ -21,6 +21,7 @@ from ..data.task import load_task
 from ..directory import RunDirectory, utc_now
 from ..errors import FtkitError, InputError, Problem, RecipeError, RunFailed
 from ..files import write_atomic, write_json
+from ..hub import forget_commits
 from ..recipe.load import PluginRef, Recipe
 from ..records import Finding, LengthLimit, Rendered, RunRecord, StageRecord, Task
 from ..text import dollars, duration
@@ -260,6 +261,7 @@ def prepare(
     the estimated price without asking; `where` names the launcher that is to execute the runs. Raises RecipeError
     with the mistakes of all recipes, InputError where the price was not confirmed.
     """
+    forget_commits()
     with StopSignals(), tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "debug.log")
         runs: list[RunDirectory] = []

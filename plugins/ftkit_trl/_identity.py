@@ -43,10 +43,10 @@ def identity(backend: TrlSftLora, ref: ModelRef, run: Run) -> dict[str, Any]:
     options = backend.options
     where = device()
     path = Path(source(options.base_model))
-    commit, template = _commit_and_template(options, path)
+    template = _template(options, path)
     facts: dict[str, Any] = {
         "model": options.base_model,
-        "commit": commit,
+        "commit": None if path.is_dir() else options.revision,  # `pinned` has put the commit there
         "quantisation": "nf4-double" if backend.quantised else None,
         "dtype": str(dtype(options)).removeprefix("torch."),
         "attention": options.attn_implementation,
@@ -88,18 +88,18 @@ def _file_digest(state: FileState) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-_templates: dict[tuple[Any, ...], tuple[str | None, str]] = {}
+_templates: dict[tuple[Any, ...], str] = {}
 
 
-def _commit_and_template(options: TrainOptions, path: Path) -> tuple[str | None, str]:
-    """Return the hub commit of the model (None for a folder) and the SHA-256 of its chat template."""
+def _template(options: TrainOptions, path: Path) -> str:
+    """Return the SHA-256 of the model's chat template."""
     key = (options.base_model, options.revision, options.trust_remote_code, options.chat_template)
     states = _states(options, path)
     if states is not None and (*key, states) in _templates:
         return _templates[(*key, states)]
-    commit = getattr(load_config(options), "_commit_hash", None)
+    load_config(options)
     template = str(load_tokenizer(options).get_chat_template())
-    found = commit, hashlib.sha256(template.encode()).hexdigest()
+    found = hashlib.sha256(template.encode()).hexdigest()
     states = _states(options, path)  # again: loading may have downloaded the files
     if states is not None:
         if len(_templates) >= _KEPT:
@@ -109,7 +109,7 @@ def _commit_and_template(options: TrainOptions, path: Path) -> tuple[str | None,
 
 
 def _states(options: TrainOptions, path: Path) -> tuple[Any, ...] | None:
-    """Return the state of all files that decide commit and template, or None where it is not known.
+    """Return the state of all files that decide the template, or None where it is not known.
 
     A hub model's files lie in a folder per commit: the path of its config in the local cache says which was loaded.
     """
