@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -24,6 +25,7 @@ _REVISIONS = {"model": "backend.revision", "dataset": "dataset.revision"}
 _PATIENCE = 5.0  # seconds to reach the hub
 _ATTEMPTS = 3  # of asking which commit a repository is at
 _LONGEST_WAIT = 10.0  # seconds between two of them: a hub that wants more patience is reported instead
+_LONGEST_SLEEP = 60  # seconds that a download waits because the hub says so
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -34,6 +36,8 @@ def prefer_cache_when_unreachable() -> None:
     They retry a dead connection for a minute and more; offline, what is in the cache loads and the rest
     fails at once.
     """
+    with contextlib.suppress(ImportError):
+        _refuse_long_waits()
     url = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     if urllib.request.getproxies().get(url.scheme) and not urllib.request.proxy_bypass(url.hostname or ""):
         return  # a proxy resolves names for us: only the libraries can tell
@@ -69,13 +73,8 @@ def forget_commits() -> None:
 @functools.cache
 def _asked(kind: str, name: str, revision: str) -> str | None:
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import validate_repo_id
 
     prefer_cache_when_unreachable()
-    try:
-        validate_repo_id(name)
-    except ValueError as error:
-        raise explain(kind, name, error) from None
     reference = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}", "refs", revision)
     failure: Exception | None = None
     for attempt in range(0 if constants.HF_HUB_OFFLINE else _ATTEMPTS):
@@ -84,7 +83,7 @@ def _asked(kind: str, name: str, revision: str) -> str | None:
         except Exception as error:  # each version of the library has an HTTP client, and exceptions, of its own
             failure = error
             status = _status(_causes(error))
-            if status is not None and status != 429 and status < 500:
+            if isinstance(error, ValueError) or (status is not None and status != 429 and status < 500):
                 raise explain(kind, name, error, revision) from None
             wait = _wait(error, attempt)
             if attempt + 1 == _ATTEMPTS or wait > _LONGEST_WAIT:
@@ -99,6 +98,29 @@ def _asked(kind: str, name: str, revision: str) -> str | None:
         if failure is None:
             return None  # offline, and there may be a copy in the cache of another library
         raise explain(kind, name, failure, revision) from None
+
+
+class _Busy(Exception):
+    """The hub asks for more patience than a command has; `response` is its answer."""
+
+    def __init__(self, response: Any) -> None:
+        super().__init__(f"status {response.status_code}")
+        self.response = response
+
+
+def _refuse_long_waits() -> None:
+    """Let a request fail at once where the hub asks to wait for long: its library would sleep for an hour, and say nothing."""
+    from huggingface_hub import get_session
+
+    def look(response: Any) -> None:
+        wait = response.headers.get("retry-after", "")
+        if response.status_code in (429, 503) and wait.isdigit() and int(wait) > _LONGEST_SLEEP:
+            raise _Busy(response)
+
+    session: Any = get_session()
+    hooks = getattr(session, "event_hooks", None)  # absent in old versions, whose library does not wait
+    if hooks is not None:
+        session.event_hooks = {**hooks, "response": [*hooks.get("response", ()), look]}
 
 
 def _remember(reference: Path, commit: str) -> None:

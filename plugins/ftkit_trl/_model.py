@@ -123,6 +123,13 @@ def load_config(options: TrainOptions) -> Any:
         raise explain("model", options.base_model, error, options.revision) from None
 
 
+def skeleton(config: Any, options: TrainOptions) -> Any:
+    """Return the model without its weights: shapes, names and the attention kernel; no memory, no download."""
+    chosen = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code, **chosen)
+
+
 def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
     """Return the tokenizer with the recipe's chat template, a pad token, and padding on the left.
 

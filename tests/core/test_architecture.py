@@ -28,14 +28,14 @@ HEAVY = (
 BUILDS_ON = {("ftkit_gsm8k", "ftkit_trl")}  # a plugin that openly builds on another
 
 # What a plugin may import of the core. `hub` is there because models and datasets come from the same place.
-ALLOWED = {f"ftkit.{name}" for name in "api records hookspecs errors files stats text batches score hub".split()}  # noqa: SIM905
+ALLOWED = {f"ftkit.{name}" for name in "api records hookspecs errors files stats text batches score hub versions".split()}  # noqa: SIM905
 # A server prepares run directories and executes them, as the command line does.
 ALSO_ALLOWED = {"ftkit_serve": {"ftkit.directory", "ftkit.plugins", "ftkit.recipe.load", "ftkit.run.worker"}}
 
 # The arrows go down only: what stands later here may import what stands earlier, and nothing after itself.
 LEVELS = (
     {"errors", "text"},
-    {"files", "hub"},
+    {"files", "hub", "versions"},
     {"records"},
     {"batches", "stats"},
     {"api"},
