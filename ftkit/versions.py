@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SITE = {"site-packages", "dist-packages"}
-_VERSION = re.compile(r"""^__version__\s*(?::[^=]+)?=\s*["']([^"']+)["']""", re.M)
+_VERSION = re.compile(r"""^__version__\s*(?::[^=]+)?=\s*["']([^"']+)["'][ \t]*(?:#.*)?$""", re.M)
 _VERSION_FILES = ("__init__.py", "version.py", "_version.py", "__about__.py")
 UNKNOWN = "unknown"
 
