@@ -42,7 +42,11 @@ def read_rows(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, A
         return rows, {"path": path}, notes
     if not is_local(path):
         _refuse_idle(reading, {})
-        return _read_hub(dataset)
+        from .hub_rows import read_hub
+
+        found, about = read_hub(dataset)
+        rows, notes = _by_split(found)
+        return rows, about, notes
     files = local_files(path)
     _refuse_idle(reading, files)
     rows = {split: [row for p in paths for row in read_file(p, reading)] for split, paths in files.items()}
@@ -192,25 +196,3 @@ def _by_split(found: Mapping[str, list[Row]]) -> tuple[dict[str, list[Row]], lis
     if not rows:
         raise InputError(f"dataset.path: the data has no train, validation or test split; it has {', '.join(over)}")
     return rows, [f"not read, because ftkit has no split of this name: {_some(over)}"] if over else []
-
-
-def _read_hub(dataset: DatasetConfig) -> tuple[dict[str, list[Row]], dict[str, Any], list[str]]:
-    from ..hub import explain, prefer_cache_when_unreachable
-
-    assert isinstance(dataset.path, str)
-    prefer_cache_when_unreachable()
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(f"dataset {dataset.path!r} is on the hub: reading it needs the `datasets` library",
-                         "pip install 'ftkit[data]'") from None  # fmt: skip
-    datasets.disable_progress_bars()
-    try:
-        found = datasets.load_dataset(dataset.path, dataset.name, revision=dataset.revision)
-    except Exception as error:  # the library raises a dozen unrelated types for one failed download
-        raise explain("dataset", dataset.path, error) from None
-    rows, notes = _by_split({split: list(part) for split, part in found.items()})
-    info = next(iter(found.values())).info
-    urls = list(info.download_checksums or {})
-    commit = next((m.group(1) for url in urls if (m := re.search(r"@([0-9a-f]{40})/", url))), None)
-    return rows, {"path": dataset.path, "name": dataset.name, "revision": commit or dataset.revision}, notes

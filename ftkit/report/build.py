@@ -16,6 +16,7 @@ from ..recipe import yaml as yaml_source
 from ..records import Curve, Metric, Pair, Report, Section
 from .compare import deltas_of, primary_of, verdict_of
 from .costs import costs_of, read_prices
+from .differences import differences
 from .measured import Measured, check_comparable, length_limit_notes, match_examples, read_all, settle_roles, unique
 
 
@@ -50,6 +51,7 @@ def build_report(runs: Sequence[RunDirectory], anyway: bool = False, prices: Seq
     verdict, detail = verdict_of(measured, deltas, primary, warnings)
     sections = _sections(runs, warnings)
     recipe_notes = _recipe_notes(runs, warnings)
+    notes += differences(runs)
     return Report(
         title=" vs ".join(dict.fromkeys(run.record().name for run in runs)),
         verdict=verdict,

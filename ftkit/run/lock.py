@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,43 +12,102 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from ..api import Backend
+from .. import versions
+from ..api import Backend, Plugin
 from ..directory import RunDirectory
 from ..errors import FtkitError, InputError
 from ..files import dump_json, read_json
 from ..plugins import installed_plugins
 from ..records import RunRecord
 
-# Variables that can change a result; their values are recorded.
+if TYPE_CHECKING:
+    from ..recipe.load import PluginRef, Recipe
+
+# Variables that can change a result, or that say how a machine was used; their values are recorded.
 _ENVIRONMENT = re.compile(
-    r"^(CUDA_VISIBLE_DEVICES|CUBLAS_WORKSPACE_CONFIG|PYTHONHASHSEED|OMP_NUM_THREADS|MKL_NUM_THREADS|"
-    r"TOKENIZERS_PARALLELISM|[A-Z]+_(HUB_|DATASETS_)?OFFLINE|WORLD_SIZE)$"
+    r"^((ACCELERATE|ATEN|BLIS|BNB|CUBLAS|CUDA|CUDNN|DNNL|GOMP|HIP|HSA|KMP|MKL|NCCL|NUMEXPR|NVIDIA|OMP|ONEDNN|OPENBLAS|"
+    r"PYTORCH|RAYON|ROCR|TORCHDYNAMO|TORCHINDUCTOR|TRITON|VECLIB|XLA)_\w+|"
+    r"[A-Z]+_(HUB_|DATASETS_)?OFFLINE|GLIBC_TUNABLES|LD_LIBRARY_PATH|LD_PRELOAD|PYTHONHASHSEED|PYTHONPATH|"
+    r"TOKENIZERS_PARALLELISM|WORLD_SIZE)$"
 )
+_SECRET = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL")
+_IS_SET = "set"  # in place of a value that holds a path: it may name a user
+# Variables that change where files come from, and no result.
+_HARMLESS = re.compile(r"_(OFFLINE|CACHE|HOME|PATH|VERBOSITY)$")
 
 
-def lock(recipe_path: Path | None) -> dict[str, Any]:
-    """Return the part of lock.json that speaks of this machine and environment."""
+def lock(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the part of lock.json that speaks of this machine, environment and code.
+
+    `environment` is that of the start: libraries set variables of their own when they are imported.
+    """
+    found = versions.packages()
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": packages(),
+        "packages": {name: package.version for name, package in found.items()},
+        "origins": {name: package.origin for name, package in found.items() if package.origin != "installed"},
         "plugins": _plugins(),
+        "code": code(recipe),
         "hardware": hardware(),
-        "git": git(recipe_path.parent if recipe_path else Path.cwd()),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if _ENVIRONMENT.match(k)},
+        "git": git(recipe.source.parent if recipe.source else Path.cwd()),
+        "environment": dict(environment),
     }
 
 
-@functools.cache
 def packages() -> dict[str, str]:
-    """Return every installed distribution and its version."""
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    """Return every package and its version, as Python imports it."""
+    return {name: package.version for name, package in versions.packages().items()}
+
+
+def recorded_environment(recipe: Recipe) -> dict[str, str]:
+    """Return the variables that can change a result, also those of the libraries that the recipe's plugins require.
+
+    A value that holds a path is "set" instead. No variable is recorded that may be a secret.
+    """
+    libraries = {m.upper() for ref in _plugin_refs(recipe) for m in _class_of(ref).requires.modules}
+    return {
+        name: _IS_SET if "/" in value or "\\" in value or name.endswith("PATH") else value
+        for name, value in sorted(os.environ.items())
+        if (_ENVIRONMENT.match(name) or name.partition("_")[0] in libraries) and not _SECRET.search(name)
+    }
+
+
+def _plugin_refs(recipe: Recipe) -> Iterable[PluginRef]:
+    return (recipe.backend, *recipe.evaluators, *recipe.controls)
+
+
+def _class_of(ref: PluginRef) -> type[Plugin]:
+    return installed_plugins().find(ref.kind, ref.name).cls
+
+
+def code(recipe: Recipe) -> dict[str, str]:
+    """Return the SHA-256 of the Python files of the core, and of each plugin of the recipe.
+
+    In an editable install they change without a new version.
+    """
+    found = {"ftkit": _files_hash(Path(__file__).parents[1])}
+    for ref in _plugin_refs(recipe):
+        module = sys.modules.get(_class_of(ref).__module__)
+        path = Path(getattr(module, "__file__", None) or "")
+        if path.is_file():
+            found[f"{ref.kind} {ref.name}"] = _files_hash(path.parent if path.stem == "__init__" else path)
+    return found
+
+
+def _files_hash(path: Path) -> str:
+    """Return the SHA-256 of a Python file, or of all in a folder, by name and content."""
+    total = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        content = file.read_bytes()
+        total.update(f"{file.relative_to(path.parent).as_posix()} {len(content)} ".encode() + content)
+    return total.hexdigest()
 
 
 def _plugins() -> list[dict[str, str]]:
@@ -135,11 +193,15 @@ def _refuse_links(folder: Path) -> None:
 
 
 def what_changed(run: RunDirectory, backend: Backend) -> str | None:
-    """Return one sentence on what is no longer as lock.json says, or None: packages, Python, recipe, device, weights."""
+    """Return one sentence on what is no longer as lock.json says, or None.
+
+    Compared are packages, Python, variables, code, the recipe, and
+    what the backend's identity holds: the hub commit, weights, device, ...
+    """
     lock = read_lock(run)
     if not lock:
         return None
-    before, now = _facts(lock), _facts({"packages": packages(), "python": sys.version.split()[0]})
+    before, now = _facts(lock), _facts(_now(run, lock))
     recipe = run.path("recipe.yaml").read_bytes()
     with contextlib.suppress(FtkitError):  # what it does not know is reported when the model is loaded
         now |= _flat({"plugin": backend.name, **backend.identity(backend.base_model(), run)})
@@ -147,7 +209,7 @@ def what_changed(run: RunDirectory, backend: Backend) -> str | None:
     changes = [
         f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}"
         for name in sorted(before.keys() | now.keys(), key=str.lower)
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and versions.UNKNOWN not in (before.get(name), now.get(name))
     ]
     if lock.get("recipe") and lock["recipe"] != hashlib.sha256(recipe).hexdigest():
         changes.insert(0, "recipe.yaml was edited")
@@ -158,8 +220,22 @@ def what_changed(run: RunDirectory, backend: Backend) -> str | None:
     return f"changed since this run began, so that its stages may not be comparable: {named}{more}"
 
 
+def _now(run: RunDirectory, lock: dict[str, Any]) -> dict[str, Any]:
+    """Return what `_facts` compares as it is now; what an older ftkit did not record is left out."""
+    now: dict[str, Any] = {"packages": packages(), "python": sys.version.split()[0]}
+    if "code" in lock:
+        now |= {"code": code(run.recipe), "environment": recorded_environment(run.recipe)}
+    return now
+
+
 def _facts(lock: dict[str, Any]) -> dict[str, str]:
-    return {**{str(k): str(v) for k, v in lock.get("packages", {}).items()}, "python": str(lock.get("python"))}
+    environment = lock.get("environment", {}) if "code" in lock else {}
+    return {
+        **{str(k): str(v) for k, v in lock.get("packages", {}).items()},
+        "python": str(lock.get("python")),
+        **{f"variable {k}": str(v) for k, v in environment.items() if not _HARMLESS.search(k)},
+        **{f"code of {k}": str(v)[:12] for k, v in lock.get("code", {}).items()},
+    }
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,10 +22,11 @@ from ..data.task import load_task
 from ..directory import RunDirectory, utc_now
 from ..errors import FtkitError, InputError, Problem, RecipeError, RunFailed
 from ..files import write_atomic, write_json
+from ..hub import forget_commits
 from ..recipe.load import PluginRef, Recipe
 from ..records import Finding, GenerationConfig, LengthLimit, Rendered, RunRecord, StageRecord, Task
 from ..text import dollars, duration
-from .lock import lock
+from .lock import lock, recorded_environment
 from .signals import StopSignals, interrupted
 
 
@@ -297,11 +298,13 @@ def prepare(
     the estimated price without asking; `where` names the launcher that is to execute the runs. Raises RecipeError
     with the mistakes of all recipes, InputError where the price was not confirmed.
     """
+    forget_commits()
     with StopSignals(), tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "debug.log")
         runs: list[RunDirectory] = []
         try:
             with console.quiet(log):
+                environments = [recorded_environment(recipe) for recipe in recipes]  # before libraries set some
                 checked = [_preflight_of(recipe, console, several=len(recipes) > 1) for recipe in recipes]
                 problems = [
                     problem
@@ -311,9 +314,9 @@ def prepare(
                 if problems:
                     raise RecipeError(problems)
                 confirm_price([e for found, _ in checked for e in found.estimates], console, yes)
-                for recipe, (found, stage) in zip(recipes, checked, strict=True):
+                for recipe, (found, stage), environment in zip(recipes, checked, environments, strict=True):
                     runs.append(RunDirectory.create(out, recipe.name))
-                    _write(runs[-1], recipe, found)
+                    _write(runs[-1], recipe, found, environment)
                     shutil.copyfile(log, runs[-1].path("debug.log"))
                     record = RunRecord(runs[-1].id, recipe.name, "prepared", stage.started, reuse=reuse, where=where)
                     runs[-1].save_record(
@@ -350,7 +353,7 @@ def _preflight_of(recipe: Recipe, console: Console, several: bool) -> tuple[Pref
     return found, StageRecord("prepare", "done", started, round(seconds, 3), meta={"rows": rows})
 
 
-def _write(run: RunDirectory, recipe: Recipe, found: Preflight) -> None:
+def _write(run: RunDirectory, recipe: Recipe, found: Preflight, environment: Mapping[str, str]) -> None:
     """Write all that executing the run needs, but for run.json."""
     assert found.task is not None
     write_atomic(run.path("recipe.yaml"), recipe.to_yaml())
@@ -362,7 +365,7 @@ def _write(run: RunDirectory, recipe: Recipe, found: Preflight) -> None:
     write_json(
         run.path("lock.json"),
         {
-            **lock(recipe.source),
+            **lock(recipe, environment),
             "data": {**found.task.source, "fingerprints": found.task.fingerprints, "prompt": found.task.prompt_hash},
             "model": {"plugin": backend.name, **backend.identity(backend.base_model(), run)},
             "seed": recipe.seed,

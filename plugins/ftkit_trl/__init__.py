@@ -61,20 +61,23 @@ class TrlSftLora(Backend):
     def identity(self, model: ModelRef, run: Run) -> dict[str, Any]:
         use_one_gpu()
         from ._identity import identity
+        from ._model import pinned
 
-        return identity(self, model, run)
+        return identity(pinned(self, run, keep=True), model, run)
 
     def train(self, task: Task, run: Run) -> ModelRef:
         use_one_gpu()
+        from ._model import pinned
         from ._train import train
 
-        return train(self, task, run)
+        return train(pinned(self, run), task, run)
 
     def load(self, model: ModelRef, run: Run) -> AbstractContextManager[Session]:
         use_one_gpu()
         from ._generate import open_session
+        from ._model import pinned
 
-        return open_session(self, model, run)
+        return open_session(pinned(self, run), model, run)
 
     @property
     def eval_batch_size(self) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ftkit.errors import InputError, RunFailed
 from ftkit.records import Finding, GenerationConfig, Rendered, Task
@@ -24,7 +24,7 @@ from ._check_settings import (
     schedule_findings,
     vocabulary_findings,
 )
-from ._model import device, dtype, load_config, load_tokenizer, own_generation
+from ._model import device, dtype, load_config, load_tokenizer, own_generation, skeleton
 from ._own_generation import clean_config, saved_config, try_to_save, unused_settings
 from ._render import Chat
 from .options import TrainOptions
@@ -215,10 +215,8 @@ def estimate(backend: TrlSftLora, task: Task | None, trains: bool = True) -> dic
 
 
 def _skeleton(options: TrainOptions) -> Any:
-    """Return the model without its weights: shapes and names only, no memory, no download."""
-    config = load_config(options)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code)
+    """Return the model without its weights."""
+    return skeleton(load_config(options), options)
 
 
 def _adapter_parameters(model: Any, options: LoraOptions) -> int:

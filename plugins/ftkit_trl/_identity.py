@@ -7,7 +7,6 @@ process for as long as the files do not change: the weights of an 8B model are 1
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,8 +16,9 @@ from huggingface_hub import try_to_load_from_cache
 
 from ftkit.api import Run
 from ftkit.records import ModelRef
+from ftkit.versions import package_of
 
-from ._model import device, dtype, load_config, load_tokenizer, source
+from ._model import device, dtype, load_config, load_tokenizer, skeleton, source
 from .options import TrainOptions
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 _MODEL_FILES = (".safetensors", ".json", ".model")  # weights, config, tokenizer
-_KEPT = 64  # templates that are kept in memory; a process serves few models
+_KEPT = 64  # models whose template is kept in memory; a process serves few models
 
 
 class FileState(NamedTuple):
@@ -43,19 +43,20 @@ def identity(backend: TrlSftLora, ref: ModelRef, run: Run) -> dict[str, Any]:
     options = backend.options
     where = device()
     path = Path(source(options.base_model))
-    commit, template = _commit_and_template(options, path)
+    template, attention = _template_and_attention(options, path)
     facts: dict[str, Any] = {
         "model": options.base_model,
-        "commit": commit,
+        "commit": None if path.is_dir() else options.revision,  # `pinned` has put the commit there
         "quantisation": "nf4-double" if backend.quantised else None,
         "dtype": str(dtype(options)).removeprefix("torch."),
-        "attention": options.attn_implementation,
+        "attention": attention,
         "chat_template": template,
         "template_date": options.template_date,
         "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
         "threads": torch.get_num_threads() if where.type == "cpu" else None,
+        "flags": _flags(),
         "code": files_hash(Path(__file__).parent, ".py"),  # a fixed defect in this plugin makes a new baseline
-        "versions": {name: _version(name) for name in _LIBRARIES},
+        "versions": {name: package.version if (package := package_of(name)) else None for name in _LIBRARIES},
     }
     if path.is_dir():
         facts["weights"] = files_hash(path)
@@ -88,28 +89,40 @@ def _file_digest(state: FileState) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-_templates: dict[tuple[Any, ...], tuple[str | None, str]] = {}
+_known: dict[tuple[Any, ...], tuple[str, str | None]] = {}
 
 
-def _commit_and_template(options: TrainOptions, path: Path) -> tuple[str | None, str]:
-    """Return the hub commit of the model (None for a folder) and the SHA-256 of its chat template."""
+def _template_and_attention(options: TrainOptions, path: Path) -> tuple[str, str | None]:
+    """Return the SHA-256 of the model's chat template, and the attention kernel that transformers chooses for it."""
     key = (options.base_model, options.revision, options.trust_remote_code, options.chat_template)
+    key += (options.attn_implementation,)
     states = _states(options, path)
-    if states is not None and (*key, states) in _templates:
-        return _templates[(*key, states)]
-    commit = getattr(load_config(options), "_commit_hash", None)
+    if states is not None and (*key, states) in _known:
+        return _known[(*key, states)]
+    model = skeleton(load_config(options), options, options.attn_implementation)
     template = str(load_tokenizer(options).get_chat_template())
-    found = commit, hashlib.sha256(template.encode()).hexdigest()
+    found = hashlib.sha256(template.encode()).hexdigest(), getattr(model.config, "_attn_implementation", None)
     states = _states(options, path)  # again: loading may have downloaded the files
     if states is not None:
-        if len(_templates) >= _KEPT:
-            _templates.clear()
-        _templates[(*key, states)] = found
+        if len(_known) >= _KEPT:
+            _known.clear()
+        _known[(*key, states)] = found
     return found
 
 
+def _flags() -> dict[str, Any]:
+    """Return the settings of torch that change results: how exact products are, and which kernels it may choose."""
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
 def _states(options: TrainOptions, path: Path) -> tuple[Any, ...] | None:
-    """Return the state of all files that decide commit and template, or None where it is not known.
+    """Return the state of all files that decide template and attention, or None where it is not known.
 
     A hub model's files lie in a folder per commit: the path of its config in the local cache says which was loaded.
     """
@@ -121,10 +134,3 @@ def _states(options: TrainOptions, path: Path) -> tuple[Any, ...] | None:
         return (template, *map(_state, sorted(files)))
     cached = try_to_load_from_cache(options.base_model, "config.json", revision=options.revision)
     return (template, cached) if isinstance(cached, str) else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 import warnings
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ftkit.api import Run
 from ftkit.errors import InputError
-from ftkit.hub import explain, prefer_cache_when_unreachable
+from ftkit.hub import commit_of, explain, prefer_cache_when_unreachable
 from ftkit.records import ModelRef
 
 from ._own_generation import clean_config, own_settings
@@ -32,22 +33,52 @@ PLAIN_TEMPLATE = (
 )
 
 
-def source(base_model: str) -> str:
-    """Return what `from_pretrained` takes: a hub id, or the path of a folder or of a package's folder."""
+def folder(base_model: str) -> Path | None:
+    """Return the folder that `base_model` names, or None for a hub id. Raises InputError where it holds no model."""
     if base_model.startswith("package:"):
-        package, _, folder = base_model.removeprefix("package:").partition("/")
+        package, _, inside = base_model.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise InputError(f"backend.base_model: there is no installed package {package!r}")
-        path = Path(spec.submodule_search_locations[0], folder)
+        path = Path(spec.submodule_search_locations[0], inside)
     else:
         path = Path(base_model).expanduser()
         if not (path.is_absolute() or base_model.startswith(".") or path.is_dir()):
-            prefer_cache_when_unreachable()
-            return base_model
+            return None
     if not (path / "config.json").is_file():
         raise InputError(f"backend.base_model: {path} holds no config.json", "name a folder that save_pretrained wrote")
+    return path
+
+
+def source(base_model: str) -> str:
+    """Return what `from_pretrained` takes: a hub id, or the path of a folder or of a package's folder."""
+    path = folder(base_model)
+    if path is None:
+        prefer_cache_when_unreachable()
+        return base_model
     return str(path)
+
+
+def pinned(backend: TrlSftLora, run: Run, keep: bool = False) -> TrlSftLora:
+    """Return the backend with the hub commit of its model as its revision: the run's own, also when the branch moved.
+
+    The run's commit is the one that `keep` stored in the run's state; all processes and stages of the run use it.
+    A folder has none. Raises InputError where the hub refuses the model.
+    """
+    options = backend.options
+    if folder(options.base_model) is not None:
+        return backend
+    state, key = run.state("hub"), f"model {options.base_model} {options.revision or 'main'}"
+    commit = state.get(key)
+    if commit is None:
+        commit = commit_of("model", options.base_model, options.revision)
+        if keep and commit:
+            state.update(**{key: commit})
+    if not commit or commit == options.revision:
+        return backend
+    found = copy.copy(backend)
+    found.options = options.model_copy(update={"revision": commit})
+    return found
 
 
 def ignore_deprecation_in_peft() -> None:
@@ -73,7 +104,14 @@ def dtype(options: TrainOptions) -> torch.dtype:
 
 
 def _hub_arguments(options: TrainOptions) -> dict[str, Any]:
-    return {"revision": options.revision or "main", "trust_remote_code": options.trust_remote_code}
+    return {"revision": _revision(options), "trust_remote_code": options.trust_remote_code}
+
+
+def _revision(options: TrainOptions) -> str:
+    """Return the commit to load; by its commit, a file that is in the cache is loaded without asking the hub."""
+    if folder(options.base_model) is not None:
+        return "main"
+    return commit_of("model", options.base_model, options.revision) or options.revision or "main"
 
 
 def load_config(options: TrainOptions) -> Any:
@@ -83,7 +121,17 @@ def load_config(options: TrainOptions) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise explain("model", options.base_model, error) from None
+        raise explain("model", options.base_model, error, options.revision) from None
+
+
+def skeleton(config: Any, options: TrainOptions, attention: str | None = None) -> Any:
+    """Return the model without its weights: shapes, names and the attention kernel; no memory, no download.
+
+    Raises what transformers raises where `attention` cannot be used; None lets transformers choose.
+    """
+    chosen = {"attn_implementation": attention} if attention else {}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code, **chosen)
 
 
 def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
@@ -96,7 +144,7 @@ def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
     except InputError:
         raise
     except Exception as error:
-        raise explain("model", options.base_model, error) from None
+        raise explain("model", options.base_model, error, options.revision) from None
     template = options.chat_template
     if template == "plain" or (template == "auto" and not tokenizer.chat_template):
         tokenizer.chat_template = PLAIN_TEMPLATE
@@ -148,7 +196,7 @@ def _load_arguments(options: TrainOptions) -> dict[str, Any]:
 def load_base(backend: TrlSftLora) -> PreTrainedModel:
     """Return the base model as the method trains it: 4-bit for QLoRA, else in `dtype`."""
     options = backend.options
-    arguments = {**_load_arguments(options), "revision": options.revision or "main"}
+    arguments = {**_load_arguments(options), "revision": _revision(options)}
     if backend.quantised:
         from transformers import BitsAndBytesConfig
 
@@ -161,7 +209,7 @@ def load_base(backend: TrlSftLora) -> PreTrainedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(source(options.base_model), **arguments)
     except (OSError, ValueError) as error:
-        raise explain("model", options.base_model, error) from None
+        raise explain("model", options.base_model, error, options.revision) from None
     for module in model.modules():
         # On CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights at the first pass in eval mode, into a form
         # that passes no gradient back and computes in bf16: after a measurement, training would change nothing.

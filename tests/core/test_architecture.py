@@ -28,7 +28,8 @@ HEAVY = (
 BUILDS_ON = {("ftkit_gsm8k", "ftkit_trl")}  # a plugin that openly builds on another
 
 # What a plugin may import of the core. `hub` is there because models and datasets come from the same place.
-ALLOWED = {f"ftkit.{name}" for name in "api records hookspecs errors files stats text batches score hub".split()}  # noqa: SIM905
+PUBLIC = ("api", "records", "hookspecs", "errors", "files", "stats", "text", "batches", "score", "hub", "versions")
+ALLOWED = {f"ftkit.{name}" for name in PUBLIC}
 # A server prepares run directories and executes them, as the command line does, and reads chats as the core reads them.
 # With the dialect `local`, tokens are shown by the backend that the run's own server names.
 ALSO_ALLOWED = {
@@ -40,7 +41,7 @@ ALSO_ALLOWED = {
 LEVELS = (
     {"errors", "text"},
     {"commands"},
-    {"files", "hub"},
+    {"files", "hub", "versions"},
     {"records"},
     {"batches", "stats"},
     {"api"},

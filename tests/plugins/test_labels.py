@@ -232,7 +232,9 @@ def test_a_fault_in_the_labels_stops_the_run_in_prepare(fault: str, model: Calla
 
 def test_cut_answers_are_trained_on_where_the_recipe_says_so(model: Callable[..., Path], tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "rows", [*FINE, LONG])
-    found = preflight(load(recipe(model(TURN + OPEN), folder, sequence_len=256, allow_cut_targets=True)))
+    found = preflight(
+        load(recipe(model(TURN + OPEN), folder, sequence_len=256, allow_cut_targets=True, allow_cut_prompts=True))
+    )
     assert not found.errors and found.audit["tokens"]["train"]["lose_target_tokens"] == 1
     assert any("1 of 5 examples lose target tokens" in text for text in found.warnings)
 

@@ -139,12 +139,14 @@ def test_earlier_turns_that_are_truncated_stop_the_run() -> None:
     whole = rendered(chat_of("qwen2_5"), USER, TRAINED, long)
     assert whole.truncated == (0, 0)
     size = len(whole.ids)
-    shown = rendered(chat_of("qwen2_5", sequence_len=size - 300), USER, TRAINED, long)
+    shown = rendered(chat_of("qwen2_5", sequence_len=size - 300, allow_cut_prompts=True), USER, TRAINED, long)
     assert shown.finding is None and shown.truncated == (300, 0), "the middle is cut, and no trained turn stands there"
     cut = rendered(chat_of("qwen2_5", sequence_len=100), USER, TRAINED, long)
     assert cut.finding is not None and "earlier assistant messages" in cut.finding.message and cut.truncated[1] > 0
     assert sum(cut.truncated) == size - 100
-    fine = rendered(chat_of("qwen2_5", sequence_len=100, allow_cut_targets=True), USER, TRAINED, long)
+    fine = rendered(
+        chat_of("qwen2_5", sequence_len=100, allow_cut_targets=True, allow_cut_prompts=True), USER, TRAINED, long
+    )
     assert fine.finding is None and len(fine.ids) == len(fine.loss_mask) == 100
 
 
