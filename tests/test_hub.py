@@ -150,7 +150,7 @@ def test_a_resumed_run_keeps_its_commit_when_the_branch_moves(shop: Shop) -> Non
     done = shop.run()
     run = shop.newest()
     assert (
-        done.returncode == 1 and "gated or private" in done.stderr and read_json(run / "run.json")["status"] == "failed"
+        done.returncode == 2 and "gated or private" in done.stderr and read_json(run / "run.json")["status"] == "failed"
     )
     shop.hub.faults.clear()
     shop.model.commit(other_weights(shop.files))
