@@ -264,7 +264,7 @@ def test_a_prompt_that_is_cut_to_less_than_half_stops_the_run(tmp_path: Path) ->
     found = preflight(load(asked))
     (error,) = found.errors
     assert error.message.startswith(
-        "train: example 'train-1': backend.sequence_len leaves less than half of the prompt"
+        "train: example 'train-0': backend.sequence_len leaves less than half of the prompt"
     )
     assert "raise backend.sequence_len" in error.hint and "allow_cut_prompts: true" in error.hint
     insists = preflight(load({**asked, "backend": {**asked["backend"], "allow_cut_prompts": True}}))
