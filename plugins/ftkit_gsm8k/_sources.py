@@ -67,7 +67,7 @@ _CUES: tuple[tuple[str, str, str], ...] = (
     (r"f(?:ee|oo)t|ft|inch(?:es)?", "12", "3 36"),
     (r"yards?", "3", "36"),
     (r"miles?", "", "5280 1760"),
-    (r"pounds?|lbs?|ounces?|oz", "16", ""),
+    (r"pounds?|lbs?|ounces?|oz", "16", "2000"),
     (r"tons?", "2000", ""),
     (r"cups?|pints?|quarts?|gallons?|tablespoons?|teaspoons?", "", "2 3 4 8 16 32 128"),
     (r"kilo\w*|km|kgs?|grams?|milli\w*|ml|lit(?:er|re)s?", "1000", ""),
