@@ -47,7 +47,8 @@ class Rule:
 
 def apply_rules(facts: Facts) -> tuple[str, list[Rule], list[str]]:
     """Return the verdict, the rules with their numbers, and advice."""
-    loss, form, accuracy = (paired_delta(*side) for side in (facts.loss, facts.form, facts.accuracy))
+    loss = paired_delta(*facts.loss, unit="nats/token")
+    form, accuracy = (paired_delta(*side, unit="fraction") for side in (facts.form, facts.accuracy))
     rules = {
         "loss": Rule(
             "The loss on gold solutions fell: the interval of its change is below 0.",
@@ -146,7 +147,7 @@ def _gap(a: Values, b: Values) -> tuple[float, float, float] | None:
 def _brittle(facts: Facts) -> Rule:
     text = "Accuracy depends on the numbers: with other numbers in the same questions it is lower, and the interval is below 0."
     pairs = [_on_originals(test, changed) for test, changed in zip(facts.test, facts.changed, strict=True)]
-    found = [paired_delta(*pair) for pair in pairs]
+    found = [paired_delta(*pair, unit="fraction") for pair in pairs]
     if found[1].high is None:
         return Rule(text, "", None)
     numbers = f"base model {_change(found[0])}; tuned {_means(pairs[1])} %, {_change(found[1])} points, n={found[1].n}"

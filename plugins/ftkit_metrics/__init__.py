@@ -161,7 +161,7 @@ class ExactMatch(api.Evaluator):
     ) -> list[Metric]:
         from ftkit.stats import mean_metrics
 
-        return mean_metrics(scores, proportions={"exact_match"})
+        return mean_metrics(scores)
 
 
 def _strip_punctuation(text: str) -> str:
@@ -241,7 +241,7 @@ class SlotMatch(api.Evaluator):
         names = [*(f"slot_{slot}" for slot in self.options.slots), "all_slots"]
         from ftkit.stats import mean_metrics
 
-        metrics = {metric.name: metric for metric in mean_metrics(scores, proportions=names)}
+        metrics = {metric.name: metric for metric in mean_metrics(scores)}
         return [metrics[name] for name in names if name in metrics]  # the recipe's order, not the first row's
 
 

@@ -37,6 +37,7 @@ LEVELS = (
     {"errors", "text"},
     {"files", "hub"},
     {"records"},
+    {"intervals"},
     {"batches", "stats"},
     {"api"},
     {"hookspecs", "score"},
