@@ -37,7 +37,7 @@ def score_all(
             key = (p.example_id, p.sample)
             merged[key] = merge_scores(merged[key], s) if key in merged else s
         with repeated_inputs(examples):
-            found = evaluator.aggregate([by_id[p.example_id] for p in predictions], predictions, scores)
+            found = _aggregated(evaluator, [by_id[p.example_id] for p in predictions], predictions, scores)
         for metric in found:
             if metric.name in metrics:
                 raise RunFailed(
@@ -68,6 +68,17 @@ def _scored(evaluator: Evaluator, example: Example, prediction: Prediction) -> S
                 "an answer that cannot be scored has `values` None",
             )
     return found
+
+
+def _aggregated(
+    evaluator: Evaluator, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]
+) -> list[Metric]:
+    try:
+        return evaluator.aggregate(examples, predictions, scores)
+    except FtkitError:
+        raise
+    except Exception as error:
+        raise RunFailed(f"evaluator {evaluator.name!r}: aggregate() raised {type(error).__name__}: {error}") from error
 
 
 def _gave(evaluator: Evaluator, name: str, value: Any, example_id: str | None) -> str:
