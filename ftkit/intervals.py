@@ -142,13 +142,17 @@ class Clustered:
     """
 
     def __init__(self, values: Sequence[float], weights: Sequence[float], clusters: Sequence[str]) -> None:
-        members: dict[str, list[int]] = {}
-        for i, name in enumerate(clusters):
-            members.setdefault(name, []).append(i)
-        groups = [members[name] for name in sorted(members)]
         self.values = np.array(values, dtype=np.float64)
-        self.sums = np.array([math.fsum(values[i] for i in group) for group in groups])
-        self.sizes = np.array([math.fsum(weights[i] for i in group) for group in groups])
+        if len(set(clusters)) == len(clusters):  # the usual case, without a container per example
+            order = sorted(range(len(clusters)), key=clusters.__getitem__)
+            self.sums, self.sizes = self.values[order], np.array(weights, dtype=np.float64)[order]
+        else:
+            members: dict[str, list[int]] = {}
+            for i, name in enumerate(clusters):
+                members.setdefault(name, []).append(i)
+            groups = [members[name] for name in sorted(members)]
+            self.sums = np.array([math.fsum(values[i] for i in group) for group in groups])
+            self.sizes = np.array([math.fsum(weights[i] for i in group) for group in groups])
         self.total: float = math.fsum(weights)
         self.value: float = math.fsum(values) / self.total
 

@@ -115,12 +115,18 @@ def example_means(scores: Sequence[Score], name: str) -> dict[str, float]:
 
     Unscored samples, samples without that value and values that are not finite are left out.
     """
-    values: dict[str, list[float]] = {}
+    means: dict[str, float] = {}
+    several: dict[str, list[float]] = {}  # kept apart: a list for each of many examples takes longer than all the rest
     for score in scores:
         value = None if score.values is None else score.values.get(name)
         if value is not None and math.isfinite(value):
-            values.setdefault(score.example_id, []).append(float(value))
-    return {example_id: math.fsum(v) / len(v) for example_id, v in values.items()}
+            if score.example_id not in means:
+                means[score.example_id] = float(value)
+            else:
+                several.setdefault(score.example_id, [means[score.example_id]]).append(float(value))
+    for example_id, values in several.items():
+        means[example_id] = math.fsum(values) / len(values)
+    return means
 
 
 def mean_metrics(
@@ -144,11 +150,11 @@ def mean_metrics(
         means = example_means(scores, name)
         with_name = {score.example_id for score in scores if score.values is not None and name in score.values}
         if means:
-            parts = {i: (value, 1.0) for i, value in means.items()}
             metrics.append(
                 _metric(
                     name,
-                    parts,
+                    means,
+                    None,
                     len(failed) + len(with_name - means.keys()),
                     units.get(name, "fraction"),
                     higher_is_better.get(name, True),
@@ -166,24 +172,27 @@ def ratio_metric(
     unit is the example. `n` counts the examples that have parts.
     """
     found = {i: (count, total) for i, (count, total) in parts.items() if total}
-    return _metric(name, found, n_unscored, "fraction", higher_is_better, ratio=True) if found else None
+    if not found:
+        return None
+    counts, totals = ({i: float(pair[part]) for i, pair in found.items()} for part in (0, 1))
+    return _metric(name, counts, totals, n_unscored, "fraction", higher_is_better)
 
 
 def _metric(
     name: str,
-    parts: Mapping[str, tuple[float, float]],
+    by_id: Mapping[str, float],
+    totals: Mapping[str, float] | None,
     n_unscored: int,
     unit: str,
     higher_is_better: bool | None,
-    ratio: bool = False,
 ) -> Metric:
-    """Return the sum of values over the sum of weights, `parts` being (value, weight) by example id."""
-    ids = sorted(parts)
-    values, weights = [parts[i][0] for i in ids], [parts[i][1] for i in ids]
+    """Return the mean of values by example id; with `totals`, the sum of the values over the sum of the totals."""
+    ids = sorted(by_id)
+    values, weights = [by_id[i] for i in ids], [1.0 if totals is None else totals[i] for i in ids]
     found, n_inputs = Interval(None, None, None), None
     if _INTERVALS.get():
         data = Clustered(values, weights, _names(ids, None))
-        found = ratio_interval(data) if ratio else mean_interval(data, unit == "fraction")
+        found = mean_interval(data, unit == "fraction") if totals is None else ratio_interval(data)
         n_inputs = data.n if data.n < len(ids) else None
     return Metric(
         name,
