@@ -267,14 +267,30 @@ def _finish(low: float, high: float, name: str, data: Clustered, confidence: flo
 
 def caution(data: Clustered, few: int = VARIED) -> str | None:
     """Return why an interval must not be relied on: too few independent values, or fewer than `few` that vary."""
-    if data.n < DEPENDABLE:
-        what = "different inputs" if data.n < len(data.values) else "examples"
-        return f"from {data.n} {what} no interval is dependable: it needs {DEPENDABLE}"
+    too_few = few_units(data.n, "different inputs" if data.n < len(data.values) else "examples")
+    if too_few:
+        return too_few
     commonest = int(np.unique(data.values, return_counts=True)[1].max())
     varied = len(data.values) - commonest
     if varied < few:
         return f"only {varied} of {len(data.values):,} values differ from the rest: no interval is dependable"
     return None
+
+
+def few_units(n: int, what: str) -> str | None:
+    """Return why an interval from `n` independent values must not be relied on; `what` names them."""
+    return f"from {n} {what} no interval is dependable: it needs {DEPENDABLE}" if n < DEPENDABLE else None
+
+
+def expanded_tail(n: int, confidence: float) -> float:
+    """Return the percentile for the lower end of a bootstrap interval of `n` values, instead of (1 - confidence) / 2.
+
+    Plain percentiles are too narrow for few values. These make the interval of a mean as wide as Student's.
+    Source: Hesterberg 2015, The American Statistician 69:371-386, "expanded percentile interval".
+    """
+    from scipy.special import ndtr
+
+    return float(ndtr(-math.sqrt(n / (n - 1)) * t_of(confidence, n - 1)))
 
 
 def _one(data: Clustered) -> str:

@@ -46,7 +46,10 @@ def score_all(
             _check_metric(evaluator, metric, scores)
             metrics[metric.name] = metric
         if evaluator.primary not in metrics and any(s.values for s in scores):
-            raise RunFailed(f"evaluator {evaluator.name!r} gave no metric named {evaluator.primary!r}, its primary one")
+            raise RunFailed(
+                f"evaluator {evaluator.name!r} gave no metric named {evaluator.primary!r}, its primary one",
+                f"it gives: {', '.join(m.name for m in found) or 'none'}",
+            )
     return list(merged.values()), list(metrics.values())
 
 

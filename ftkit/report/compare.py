@@ -90,17 +90,19 @@ def _clusters(measured: Sequence[Measured]) -> dict[str, str]:
 
 
 def _decided(delta: Delta) -> tuple[bool, bool] | None:
-    """Return whether the p-value and the interval each show a difference; None where one of them is not known."""
+    """Return whether the p-value and the interval each show a difference; None where nothing can be said.
+
+    Equal differences in a unit without bounds have no interval: then the p-value decides alone.
+    """
     p = delta.p_decided
-    if p is None or delta.low is None or delta.high is None:
+    if p is None or delta.n < 2:
         return None
-    return p < SIGNIFICANCE, not delta.low <= 0 <= delta.high
+    by_p = p < SIGNIFICANCE
+    return by_p, by_p if delta.low is None or delta.high is None else not delta.low <= 0 <= delta.high
 
 
 def _word(delta: Delta, higher_is_better: bool | None) -> str:
-    decided, p = _decided(delta), delta.p_decided
-    if decided is None and p is not None and p >= SIGNIFICANCE and delta.n > 1:
-        decided = (False, False)
+    decided = _decided(delta)
     if higher_is_better is None or decided is None:
         return ""
     if not all(decided):
@@ -146,13 +148,13 @@ def verdict_of(
 
 def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
     """Return what a difference means, and the numbers that say so."""
+    why = ""
     unscored = _too_many_unscored([a.system, b.system], delta.metric)
     if unscored:
         return f"No verdict on {b.system.name}", f"{unscored}."
     if b.system.metrics[delta.metric].higher_is_better is None:
-        subject = (
-            f"No verdict on {b.system.name} against {a.system.name}: {delta.metric} has no direction that is better"
-        )
+        subject = f"No verdict on {b.system.name} against {a.system.name}"
+        why = f" Neither a higher nor a lower {delta.metric} is known to be better."
     elif a.system.role == "baseline" and b.system.role == "tuned" and _same_answers(a, b):
         subject = f"Training changed nothing that can be seen: {b.system.name} gave the same answers as {a.system.name}"
     elif delta.verdict in ("better", "worse"):
@@ -172,9 +174,7 @@ def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
     corrected = f" after Holm's correction ({p_equals(delta.p_value)} before)" if delta.p_adjusted is not None else ""
     n = f"n={delta.n}" + (f" ({delta.n_inputs} different inputs)" if delta.n_inputs is not None else "")
     seed = ", one training seed" if b.system.role == "tuned" else ""
-    told = (
-        f"{delta.metric} {before} → {after}: {change}, {interval}, {p_equals(delta.p_decided)}{corrected}, {n}{seed}."
-    )
+    told = f"{delta.metric} {before} → {after}: {change}, {interval}, {p_equals(delta.p_decided)}{corrected}, {n}{seed}.{why}"
     decided = _decided(delta)
     if decided and decided[0] != decided[1]:
         told += f" Only the {'p-value' if decided[0] else 'interval'} shows a difference: a verdict needs both."

@@ -26,6 +26,7 @@ from ..records import Finding, LengthLimit, Rendered, RunRecord, StageRecord, Ta
 from ..text import dollars, duration
 from .lock import lock
 from .signals import StopSignals, interrupted
+from .trial import try_evaluators
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,7 @@ def preflight(recipe: Recipe) -> Preflight:
     findings += _checked(recipe.backend, task, trains=True)
     for ref in recipe.controls:
         findings += _checked(ref, task, trains=False)
-    for ref in recipe.evaluators:
-        if not isinstance(getattr(ref.make(), "primary", None), str):
-            findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
+    findings += try_evaluators(recipe, task)
     if task is not None:
         findings += _audit_tokens(recipe.backend, task, report, [f for f in findings if f.level == "error"])
     controls = [{"control": ref.name, **_estimated(ref, task, trains=False)} for ref in recipe.controls]

@@ -117,7 +117,8 @@ def test_where_the_two_disagree_the_verdict_needs_both() -> None:
 
     assert word(0.04, 0.01, 0.2) == "better"
     assert word(0.06, 0.01, 0.2) == word(0.04, -0.01, 0.2) == word(0.04, 0.01, 0.2, 0.06) == "no difference shown"
-    assert word(0.04, None, None) == "" and word(0.5, None, None) == "no difference shown"
+    # Equal differences in a unit without bounds have no interval.
+    assert word(0.04, None, None) == "better" and word(0.5, None, None) == "no difference shown"
 
 
 def test_a_disagreement_is_said(score: Callable[..., RunResult], tmp_path: Path) -> None:
