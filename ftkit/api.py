@@ -285,6 +285,14 @@ class Backend(Plugin, ABC):
         """Examples per planned batch of a generation: the unit of resume and of retry."""
         return 1
 
+    @property
+    def needs_direction(self) -> bool:
+        """Whether training chooses by the primary metric: then `ftkit check` refuses a metric without a direction.
+
+        Such a metric (`Metric.higher_is_better` None) does not say which of two values is better.
+        """
+        return False
+
     def measurements(self, task: Task, tuned: ModelRef | None) -> Iterable[Measurement]:
         """Yield further measurements beside `baseline` and `tuned`; default none.
 
@@ -307,6 +315,14 @@ class Evaluator(Plugin, ABC):
 
     primary: ClassVar[str]  # the metric that verdicts speak of
 
+    def check(self) -> Iterable[Finding]:
+        """Say what the options alone show to be wrong; a `Finding.key` names one of the evaluator's own options.
+
+        Called before anything is spent, and by `ftkit score`; it must not need the network. Afterwards `ftkit check`
+        scores one made-up answer, the target of a test row: what that raises is a finding too.
+        """
+        return ()
+
     @abstractmethod
     def score(self, example: Example, prediction: Prediction) -> Score:
         """Score one answer. The caller never passes a failed prediction: those are unscored."""
@@ -322,7 +338,11 @@ class Evaluator(Plugin, ABC):
     def aggregate(
         self, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]
     ) -> list[Metric]:
-        """Return metrics over the split; by default the mean of each value with a bootstrap interval."""
+        """Return metrics over the split; by default the mean of each value with its interval.
+
+        `Metric.higher_is_better` None gives no verdict. Rows with the same input count as one wherever `ftkit.stats`
+        computes the interval.
+        """
         from .stats import mean_metrics
 
         return mean_metrics(scores)

@@ -330,7 +330,8 @@ class Metric(Record):
     """One number over a split with its 95 % interval (`low`..`high`; None where it has none).
 
     `n` counts scored examples, `n_unscored` those left out. `unit` is "fraction" (shown as
-    percent) or a plain unit such as "words". `method` says how the interval was made.
+    percent) or a plain unit such as "words". `method` says how the interval was made, or why there is none;
+    `caution` why it must not be relied on. `n_inputs` counts the different inputs where some of the n repeat.
     """
 
     name: str
@@ -340,8 +341,10 @@ class Metric(Record):
     n: int = 0
     n_unscored: int = 0
     unit: str = "fraction"
-    higher_is_better: bool | None = True  # None: neither way is better (a length)
+    higher_is_better: bool | None = True  # None: neither way is better (a length), or it is not known which
     method: str | None = None
+    n_inputs: int | None = None
+    caution: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,10 +439,11 @@ class System(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Delta(Record):
-    """A paired difference `to` - `from_` on the examples both have scored, with its 95 % interval.
+    """A paired difference `to` - `from_` on the examples both have scored, with its interval at level `confidence`.
 
     `p_value` is from a paired permutation test, `p_adjusted` after Holm's correction over all
-    deltas of the primary metric in the report (None where only one was tested).
+    deltas of the primary metric in the report (None where only one was tested). `confidence` is corrected alike:
+    the interval is the one that the verdict rests on. `n_inputs`, `method` and `caution` are as in `Metric`.
     """
 
     from_: str
@@ -453,6 +457,15 @@ class Delta(Record):
     p_adjusted: float | None = None
     verdict: str = ""  # better, worse, no difference shown, or "" where none is given
     unit: str = "fraction"
+    confidence: float = 0.95
+    n_inputs: int | None = None
+    method: str | None = None
+    caution: str | None = None
+
+    @property
+    def p_decided(self) -> float | None:
+        """The p-value that the verdict rests on: after the correction, where there is one."""
+        return self.p_value if self.p_adjusted is None else self.p_adjusted
 
     def to_dict(self) -> dict[str, Any]:
         data = super().to_dict()

@@ -1,33 +1,64 @@
 """Intervals and paired tests: how sure a number is, and whether a difference is more than chance.
 
-The unit of every computation is the example: several samples of one example are averaged first.
-Everything is seeded and independent of the order of its input, so the same scores give the same
-numbers. Resampling goes in blocks: memory stays under about 50 MB whatever the number of examples.
+The unit of every computation is the input: several samples of one example are averaged, and rows that repeat an input
+form a cluster, of which only the whole counts as drawn independently. Everything is seeded and independent of the order
+of its input, so the same scores give the same numbers. `docs/statistics.md` explains the methods.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import Metric, Score
+from .intervals import (
+    CONFIDENCE,
+    Clustered,
+    Floats,
+    Interval,
+    difference_interval,
+    expanded_tail,
+    few_units,
+    mean_interval,
+    ratio_interval,
+    wilson,
+)
+from .records import Example, Metric, Score
+from .text import normalise
 
-Floats = NDArray[np.float64]
+__all__ = [
+    "CONFIDENCE",
+    "SEED",
+    "PairedDelta",
+    "clusters_of",
+    "example_means",
+    "expanded_tail",
+    "few_units",
+    "holm",
+    "holm_levels",
+    "mean_metrics",
+    "paired_delta",
+    "paired_deltas",
+    "paired_interval",
+    "ratio_metric",
+    "repeated_inputs",
+    "wilson",
+    "without_intervals",
+]
 
 RESAMPLES = 9_999  # with the observed one, p-values come in steps of 1/10,000
 SEED = 20_240_229
-CONFIDENCE = 0.95
 BLOCK = 1_000_000  # numbers drawn at once
 EXACT_UP_TO = 13  # differences: 2**13 sign patterns are fewer than RESAMPLES, so all are tried
 
 
 _INTERVALS = ContextVar("intervals", default=True)
+_CLUSTERS: ContextVar[Mapping[str, str]] = ContextVar("clusters")
 
 
 @contextlib.contextmanager
@@ -40,17 +71,47 @@ def without_intervals() -> Iterator[None]:
         _INTERVALS.reset(token)
 
 
-class PairedDelta(NamedTuple):
-    """`delta` is the mean of b - a over `n` common examples, in the metric's unit; `low`..`high` holds 95 %.
+# ---------------------------------------------------------------- repeated inputs
 
-    None where there is nothing to say: `delta` and `p_value` with no pair, the interval with fewer than two.
+
+def clusters_of(examples: Iterable[Example]) -> dict[str, str]:
+    """Return the id of the first example with the same input, for each example whose input occurs more than once.
+
+    The input is the prompt's messages, or `input` where there are none; white space does not count. An example without
+    either is alike to no other.
     """
+    first: dict[tuple[tuple[str, str], ...], str] = {}
+    found: dict[str, str] = {}
+    for example in examples:
+        key = tuple((m.role, normalise(m.content)) for m in example.messages)
+        if not any(text for _, text in key):
+            key = (("", normalise(example.input)),)
+        if any(text for _, text in key):
+            name = first.setdefault(key, example.id)
+            if name != example.id:
+                found[name] = found[example.id] = name
+    return found
 
-    delta: float | None
-    low: float | None
-    high: float | None
-    p_value: float | None
-    n: int
+
+@contextlib.contextmanager
+def repeated_inputs(examples: Iterable[Example]) -> Iterator[None]:
+    """Let the functions of this module treat examples with the same input as one unit: see `clusters_of`.
+
+    `score_all` does so around `Evaluator.aggregate`, so that an evaluator need not.
+    """
+    token = _CLUSTERS.set(clusters_of(examples) if _INTERVALS.get() else {})
+    try:
+        yield
+    finally:
+        _CLUSTERS.reset(token)
+
+
+def _names(ids: Sequence[str], clusters: Mapping[str, str] | None) -> list[str]:
+    clusters = _CLUSTERS.get({}) if clusters is None else clusters
+    return [clusters.get(i, i) for i in ids]
+
+
+# ---------------------------------------------------------------- metrics
 
 
 def example_means(scores: Sequence[Score], name: str) -> dict[str, float]:
@@ -58,28 +119,30 @@ def example_means(scores: Sequence[Score], name: str) -> dict[str, float]:
 
     Unscored samples, samples without that value and values that are not finite are left out.
     """
-    values: dict[str, list[float]] = {}
+    means: dict[str, float] = {}
+    several: dict[str, list[float]] = {}  # kept apart: a list for each of many examples takes longer than all the rest
     for score in scores:
         value = None if score.values is None else score.values.get(name)
         if value is not None and math.isfinite(value):
-            values.setdefault(score.example_id, []).append(float(value))
-    return {example_id: math.fsum(v) / len(v) for example_id, v in values.items()}
+            if score.example_id not in means:
+                means[score.example_id] = float(value)
+            else:
+                several.setdefault(score.example_id, [means[score.example_id]]).append(float(value))
+    for example_id, values in several.items():
+        means[example_id] = math.fsum(values) / len(values)
+    return means
 
 
 def mean_metrics(
     scores: Sequence[Score],
     units: Mapping[str, str] | None = None,
     higher_is_better: Mapping[str, bool | None] | None = None,
-    proportions: Collection[str] = (),
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
 ) -> list[Metric]:
     """Return one Metric per value name: the mean over examples with its 95 % interval.
 
-    `units` and `higher_is_better` are by metric name (default "fraction" and True). The interval is a
-    percentile bootstrap over examples (Efron & Tibshirani 1993, ch. 13), or Wilson's for the names in
-    `proportions` as long as each example's value is 0 or 1; None with fewer than two examples. An example
-    is unscored for a metric if no sample has `values`, or if a value is not finite; one whose `values`
+    `units` and `higher_is_better` are by metric name (default "fraction" and True). `Metric.method` says which interval
+    it is: Wilson's where every value is 0 or 1, else Student's t corrected for skewness; none with fewer than two inputs.
+    An example is unscored for a metric if no sample has `values`, or if a value is not finite; one whose `values`
     merely lack the name has no such metric and is not counted. A name without any value gives no Metric.
     """
     units, higher_is_better = units or {}, higher_is_better or {}
@@ -87,118 +150,166 @@ def mean_metrics(
     scored = {score.example_id for score in scores if score.values is not None}
     failed = {score.example_id for score in scores} - scored
     metrics = []
-    blocks: dict[tuple[str, ...], list[tuple[str, Floats]]] = {}  # the same examples share their resamples
-    unscored: dict[str, int] = {}
     for name in names:
         means = example_means(scores, name)
         with_name = {score.example_id for score in scores if score.values is not None and name in score.values}
-        unscored[name] = len(failed) + len(with_name - means.keys())
         if means:
-            ids = tuple(sorted(means))
-            blocks.setdefault(ids, []).append((name, np.array([means[i] for i in ids])))
-    intervals: dict[str, tuple[float, float | None, float | None, int, str | None]] = {}
-    for ids, columns in blocks.items():
-        n = len(ids)
-        boot = []
-        for name, values in columns:
-            mean = float(math.fsum(values) / n)
-            if not _INTERVALS.get():
-                intervals[name] = (mean, None, None, n, None)
-            elif n < 2:
-                intervals[name] = (mean, None, None, n, "no interval from one example")
-            elif name in proportions and bool(np.isin(values, (0.0, 1.0)).all()):
-                intervals[name] = (mean, *wilson(int(values.sum()), n), n, "95 % Wilson score interval")
-            elif values.min() == values.max():  # exactly, where resampled sums would round
-                intervals[name] = (mean, mean, mean, n, "all values are equal")
-            else:
-                boot.append((name, values, mean))
-        if boot:
-            lows, highs = _bootstrap(np.column_stack([values for _, values, _ in boot]), resamples, seed)
-            how = f"95 % percentile bootstrap over examples, {resamples} resamples, seed {seed}"
-            for (name, _, mean), low, high in zip(boot, lows, highs, strict=True):
-                intervals[name] = (mean, min(float(low), mean), max(float(high), mean), n, how)
-    for name in names:
-        if name in intervals:
-            mean, lower, upper, n, method = intervals[name]
             metrics.append(
-                Metric(
-                    name=name,
-                    value=mean,
-                    low=lower,
-                    high=upper,
-                    n=n,
-                    n_unscored=unscored[name],
-                    unit=units.get(name, "fraction"),
-                    higher_is_better=higher_is_better.get(name, True),
-                    method=method,
+                _metric(
+                    name,
+                    means,
+                    None,
+                    len(failed) + len(with_name - means.keys()),
+                    units.get(name, "fraction"),
+                    higher_is_better.get(name, True),
                 )
             )
     return metrics
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the score interval (fractions, in 0..1) of a proportion; (0, 1) where n is 0.
+def ratio_metric(
+    name: str, parts: Mapping[str, tuple[float, float]], n_unscored: int = 0, higher_is_better: bool | None = True
+) -> Metric | None:
+    """Return the share of parts that count, such as right steps of all steps, with its 95 % interval; None without parts.
 
-    Unlike a bootstrap it does not collapse to a point at 0 of n or n of n. Raises ValueError unless
-    0 <= successes <= n. Source: Wilson 1927, JASA 22:209-212.
+    `parts` maps an example id to (how many count, how many there are). Parts of one example are not independent: the
+    unit is the example. `n` counts the examples that have parts.
     """
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must be within 0..n, not {successes} of {n}")
-    if n == 0:
-        return 0.0, 1.0
-    from scipy.special import ndtri  # here, because `ftkit --help` must not wait for scipy
+    found = {i: (count, total) for i, (count, total) in parts.items() if total}
+    if not found:
+        return None
+    counts, totals = ({i: float(pair[part]) for i, pair in found.items()} for part in (0, 1))
+    return _metric(name, counts, totals, n_unscored, "fraction", higher_is_better)
 
-    z = float(ndtri((1 + confidence) / 2))
-    p = successes / n
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the bound is p itself; rounding would put it a hair beside.
-    low = 0.0 if successes == 0 else max(0.0, center - half)
-    high = 1.0 if successes == n else min(1.0, center + half)
-    return low, high
+
+def _metric(
+    name: str,
+    by_id: Mapping[str, float],
+    totals: Mapping[str, float] | None,
+    n_unscored: int,
+    unit: str,
+    higher_is_better: bool | None,
+) -> Metric:
+    """Return the mean of values by example id; with `totals`, the sum of the values over the sum of the totals."""
+    ids = sorted(by_id)
+    values, weights = [by_id[i] for i in ids], [1.0 if totals is None else totals[i] for i in ids]
+    found, n_inputs = Interval(None, None, None), None
+    if _INTERVALS.get():
+        data = Clustered(values, weights, _names(ids, None))
+        found = mean_interval(data, unit == "fraction") if totals is None else ratio_interval(data)
+        n_inputs = data.n if data.n < len(ids) else None
+    return Metric(
+        name,
+        math.fsum(values) / math.fsum(weights),
+        found.low,
+        found.high,
+        len(ids),
+        n_unscored,
+        unit,
+        higher_is_better,
+        found.method,
+        n_inputs,
+        found.caution,
+    )
+
+
+# ---------------------------------------------------------------- paired differences
+
+
+class PairedDelta(NamedTuple):
+    """`delta` is the mean of b - a over `n` common examples, in the metric's unit, with its interval `low`..`high`.
+
+    None where there is nothing to say: `delta` and `p_value` with no pair, the interval with fewer than two inputs.
+    `n_inputs` counts the different inputs where some repeat. `method` and `caution` speak of the interval.
+    """
+
+    delta: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    n: int
+    n_inputs: int | None = None
+    method: str | None = None
+    caution: str | None = None
 
 
 def paired_delta(
-    a: Mapping[str, float], b: Mapping[str, float], resamples: int = RESAMPLES, seed: int = SEED
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    unit: str = "",
+    clusters: Mapping[str, str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> PairedDelta:
     """Compare two systems on the examples both have: mean of b - a, its 95 % interval, and a p-value.
 
-    `a` and `b` map example ids to values (from `example_means`). The interval is a paired percentile
-    bootstrap (Koehn 2004, EMNLP). The p-value is two-sided, from a paired permutation test: under the
-    null hypothesis each difference may have either sign (Fisher 1935; `scipy.stats.permutation_test`
-    with `permutation_type="samples"`, which tests hold this against). Up to 13 differences other than 0
-    all sign patterns are counted; beyond, `resamples` random ones and the observed one (Phipson & Smyth
-    2010), so p is never 0. Values must be finite.
+    `a` and `b` map example ids to values (from `example_means`). `unit` "fraction" says that values are within 0..1.
+    `clusters` are from `clusters_of`. The interval is Newcombe's where every value is 0 or 1, else Student's t of the
+    differences. The p-value is two-sided, from a paired permutation test: under the null hypothesis each input's
+    difference may have either sign (Fisher 1935; `scipy.stats.permutation_test` with `permutation_type="samples"`, which
+    tests hold this against). Up to 13 differences other than 0 all sign patterns are counted; beyond, `resamples`
+    random ones and the observed one (Phipson & Smyth 2010), so p is never 0. Values must be finite.
     """
-    return paired_deltas([(a, b)], resamples, seed)[0]
+    return paired_deltas([(a, b)], [unit], clusters, resamples, seed)[0]
 
 
 def paired_deltas(
-    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], resamples: int = RESAMPLES, seed: int = SEED
+    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+    units: Sequence[str] | None = None,
+    clusters: Mapping[str, str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> list[PairedDelta]:
-    """Return what `paired_delta` says of each pair; pairs with equally many examples share the drawing."""
-    found: dict[int, PairedDelta] = {}
-    groups: dict[int, list[tuple[int, Floats]]] = {}
+    """Return what `paired_delta` says of each pair; pairs with equally many inputs share the drawing."""
+    units = units or [""] * len(pairs)
+    sums: list[Floats] = []
+    groups: dict[int, list[int]] = {}
     for index, (a, b) in enumerate(pairs):
         ids = sorted(a.keys() & b.keys())
-        differences = np.array([b[i] - a[i] for i in ids], dtype=np.float64)
-        if ids:
-            groups.setdefault(len(ids), []).append((index, differences))
-        else:
-            found[index] = PairedDelta(None, None, None, None, 0)
-    for n, columns in groups.items():
-        values = np.column_stack([differences for _, differences in columns])  # (n, pairs)
-        p_values = _sign_flip_p(values, resamples, seed)
-        lows, highs = _bootstrap(values, resamples, seed) if n > 1 else (values[0], values[0])
-        for (index, differences), p, low, high in zip(columns, p_values, lows, highs, strict=True):
-            delta = math.fsum(differences) / n
-            if n == 1:
-                found[index] = PairedDelta(delta, None, None, p, n)
-            elif differences.min() == differences.max():  # exactly, where resampled sums would round
-                found[index] = PairedDelta(delta, delta, delta, p, n)
-            else:
-                found[index] = PairedDelta(delta, min(float(low), delta), max(float(high), delta), p, n)
-    return [found[index] for index in range(len(pairs))]
+        differences = [b[i] - a[i] for i in ids]
+        sums.append(Clustered(differences, [1.0] * len(ids), _names(ids, clusters)).sums if ids else np.zeros(0))
+        groups.setdefault(len(sums[-1]), []).append(index)
+    p_values: dict[int, float] = {}
+    for n, indices in groups.items():
+        if n:
+            columns = np.column_stack([sums[i] for i in indices])  # (n, pairs)
+            p_values |= dict(zip(indices, _sign_flip_p(columns, resamples, seed), strict=True))
+    found = []
+    for index, ((a, b), unit) in enumerate(zip(pairs, units, strict=True)):
+        ids = sorted(a.keys() & b.keys())
+        if not ids:
+            found.append(PairedDelta(None, None, None, None, 0))
+            continue
+        interval = paired_interval(a, b, unit, clusters)
+        delta = math.fsum(b[i] - a[i] for i in ids) / len(ids)
+        n_inputs = len(sums[index]) if len(sums[index]) < len(ids) else None
+        found.append(
+            PairedDelta(
+                delta,
+                interval.low,
+                interval.high,
+                p_values[index],
+                len(ids),
+                n_inputs,
+                interval.method,
+                interval.caution,
+            )
+        )
+    return found
+
+
+def paired_interval(
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    unit: str = "",
+    clusters: Mapping[str, str] | None = None,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Return the interval that `paired_delta` gives, at another confidence."""
+    ids = sorted(a.keys() & b.keys())
+    return difference_interval(
+        [a[i] for i in ids], [b[i] for i in ids], _names(ids, clusters), unit == "fraction", confidence
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -213,6 +324,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, (len(p_values) - rank) * p_values[index])
         adjusted[index] = min(1.0, highest)
     return adjusted
+
+
+def holm_levels(p_values: Sequence[float], level: float = 1 - CONFIDENCE) -> list[float]:
+    """Return the level at which Holm's procedure tests each p-value: `holm` is below `level` where p is below it.
+
+    The smallest of m p-values is tested at level / m, the next at level / (m - 1), and so on. The procedure stops at the
+    first that is not below: all that follow are held against the level of that one.
+    """
+    levels = [level] * len(p_values)
+    stopped: float | None = None
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        levels[index] = stopped if stopped is not None else level / (len(p_values) - rank)
+        if stopped is None and p_values[index] >= levels[index]:
+            stopped = levels[index]
+    return levels
+
+
+# ---------------------------------------------------------------- the permutation test
 
 
 def _block_sizes(total: int, width: int) -> Iterator[int]:
@@ -231,25 +360,6 @@ def _exactly(values: Floats) -> tuple[Floats, NDArray[np.int_]]:
     largest = np.abs(values).max(axis=0) * len(values)
     exponents = np.where(largest > 0, 52 - np.frexp(largest)[1], 0)
     return np.rint(np.ldexp(values, exponents)), exponents
-
-
-def _bootstrap(values: Floats, resamples: int, seed: int) -> tuple[Floats, Floats]:
-    """Return the percentile bounds, shape (k,) each, of the column means of `values`, shape (n, k)."""
-    n, columns = values.shape
-    whole, exponents = _exactly(values)
-    rng = np.random.default_rng(seed)
-    sums = np.empty((resamples, columns))
-    done = 0
-    for rows in _block_sizes(resamples, n):
-        # How often each example was drawn, (rows, n): one pass counts the draws of all rows at once.
-        draws = rng.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
-        counts = np.bincount(draws.ravel(), minlength=rows * n).reshape(rows, n)
-        sums[done : done + rows] = counts.astype(np.float64) @ whole
-        done += rows
-    means = np.ldexp(sums, -exponents) / n
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    return low, high
 
 
 def _sign_flip_p(differences: Floats, resamples: int, seed: int) -> list[float]:

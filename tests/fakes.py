@@ -264,7 +264,7 @@ class Overlap(Evaluator):
     ) -> list[Metric]:
         if self.options.broken:
             return [Metric("overlap", float("nan"))]
-        return mean_metrics(scores, {"words": "words"}, {"words": None}, resamples=199)
+        return mean_metrics(scores, {"words": "words"}, {"words": None})
 
 
 class RecorderOptions(Options):

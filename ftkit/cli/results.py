@@ -55,6 +55,10 @@ def score(
         print_json({"run": str(scored.dir), "metrics": {n: m.to_dict() for n, m in metrics.items()}})
         return
     _print_metrics(metrics.values())
+    for warning in scored.directory.record().warnings:
+        click.echo(visible(f"warning: {warning}"), err=True)
+    for caution in dict.fromkeys(m.caution for m in metrics.values() if m.caution):
+        click.echo(visible(f"note: {caution}"), err=True)
     click.echo(f"run: {scored.dir}", err=True)
 
 
@@ -112,7 +116,8 @@ def _print_metrics(metrics: Iterable[Metric]) -> None:
     for m in metrics:
         interval = f"  [{metric_value(m.low, m.unit)}, {metric_value(m.high, m.unit)}]" if m.low is not None else ""
         unscored = f", {m.n_unscored} unscored" if m.n_unscored else ""
-        click.echo(visible(f"{m.name:<18} {metric_value(m.value, m.unit):>7}{interval}  n={m.n}{unscored}"))
+        inputs = f" ({m.n_inputs} different inputs)" if m.n_inputs is not None else ""
+        click.echo(visible(f"{m.name:<18} {metric_value(m.value, m.unit):>7}{interval}  n={m.n}{inputs}{unscored}"))
 
 
 def _headlines(run: RunDirectory) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..files import read_json
 from ..plugins import installed_plugins
 from ..recipe import yaml as yaml_source
 from ..records import Curve, Metric, Pair, Report, Section
-from .compare import deltas_of, primary_of, verdict_of
+from .compare import cautions_of, deltas_of, primary_of, verdict_of
 from .costs import costs_of, read_prices
 from .differences import differences
 from .measured import Measured, check_comparable, length_limit_notes, match_examples, read_all, settle_roles, unique
@@ -49,6 +49,7 @@ def build_report(runs: Sequence[RunDirectory], anyway: bool = False, prices: Seq
             warnings.append(f"{m.system.name}: {cut} prompts did not fit into the model's context and were truncated")
     notes += length_limit_notes(measured)
     verdict, detail = verdict_of(measured, deltas, primary, warnings)
+    notes += cautions_of(systems, deltas, primary)
     sections = _sections(runs, warnings)
     recipe_notes = _recipe_notes(runs, warnings)
     notes += differences(runs)

@@ -28,6 +28,7 @@ from ..records import Finding, GenerationConfig, LengthLimit, Rendered, RunRecor
 from ..text import dollars, duration
 from .lock import lock, recorded_environment
 from .signals import StopSignals, interrupted
+from .trial import try_evaluators
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,7 @@ def preflight(recipe: Recipe) -> Preflight:
         findings += _checked(ref, task, trains=False)
     findings += [f for ref in (recipe.backend, *recipe.controls) for f in unsupported_settings(ref, recipe.generation)]
     findings += _settings_without_effect(recipe.generation)
-    for ref in recipe.evaluators:
-        if not isinstance(getattr(ref.make(), "primary", None), str):
-            findings.append(Finding("error", f"evaluator {ref.name!r} does not say which metric is its `primary`"))
+    findings += try_evaluators(recipe, task)
     if task is not None:
         findings += _audit_tokens(recipe.backend, task, report, [f for f in findings if f.level == "error"])
     controls = [{"control": ref.name, **_estimated(ref, task, trains=False)} for ref in recipe.controls]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _store(
     failed = sum(p.error is not None for p in predictions)
     run.write_metrics(_MEASUREMENT, metrics, settings=settings, role="external", cost={"n_failed": failed})
     stage = StageRecord("score", "done", utc_now())
-    run.save_record(
-        RunRecord(run.id, name, "done", stage.started, kind="score", stages=(stage,), systems=(_MEASUREMENT,))
-    )
+    warnings = tuple(f.message for e in evaluators for f in e.check() if f.level == "warning")
+    record = RunRecord(run.id, name, "done", stage.started, kind="score", stages=(stage,), systems=(_MEASUREMENT,))
+    run.save_record(replace(record, warnings=warnings))
     return run

@@ -67,18 +67,19 @@ class Gsm8kAnswer(Evaluator):
     def aggregate(
         self, examples: Sequence[Example], predictions: Sequence[Prediction], scores: Sequence[Score]
     ) -> list[Metric]:
-        from ftkit.stats import mean_metrics, wilson  # imports numpy: only where it is needed
+        from ftkit.stats import mean_metrics, ratio_metric  # imports numpy: only where it is needed
 
-        proportions = ("accuracy_flexible", "accuracy_strict", "answer_format", "no_answer")
-        means = mean_metrics(scores, higher_is_better={"no_answer": False}, proportions=proportions)
+        means = mean_metrics(scores, higher_is_better={"no_answer": False})
         metrics = [m for m in means if m.name != "step_arithmetic"]
-        steps = [s for p in predictions if p.error is None for s in annotated(p.text)]
-        if steps:  # the share of all steps; the share of one solution's steps is its score
-            n_right = sum(s.right for s in steps)
-            low, high = wilson(n_right, len(steps))
-            method = "95 % Wilson score interval over steps"
-            metrics.append(Metric("step_arithmetic", n_right / len(steps), low, high, len(steps), method=method))
-        return metrics + mean_metrics(_of_samples(examples, predictions, scores))
+        steps: dict[str, list[bool]] = {}
+        for p, s in zip(predictions, scores, strict=True):
+            if s.values is not None:
+                steps.setdefault(p.example_id, []).extend(step.right for step in annotated(p.text))
+        # The share of all steps; the share of one solution's steps is its score. Steps of one question depend on
+        # each other, so that the interval is over questions.
+        n_unscored = len({s.example_id for s in scores} - steps.keys())
+        share = ratio_metric("step_arithmetic", {i: (sum(found), len(found)) for i, found in steps.items()}, n_unscored)
+        return metrics + ([share] if share else []) + mean_metrics(_of_samples(examples, predictions, scores))
 
 
 def gold(example: Example) -> set[Fraction]:

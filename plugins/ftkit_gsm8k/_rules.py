@@ -51,7 +51,8 @@ class Rule:
 
 def apply_rules(facts: Facts) -> tuple[str, list[Rule], list[str]]:
     """Return the verdict, the rules with their numbers, and advice."""
-    loss, form, accuracy = (paired_delta(*side) for side in (facts.loss, facts.form, facts.accuracy))
+    loss = paired_delta(*facts.loss, unit="nats/token")
+    form, accuracy = (paired_delta(*side, unit="fraction") for side in (facts.form, facts.accuracy))
     rules = {
         "loss": Rule(
             "The loss on gold solutions fell: the interval of its change is below 0.",

@@ -18,8 +18,9 @@ from pydantic import Field, field_validator, model_validator
 from ftkit import api
 from ftkit.errors import InputError
 from ftkit.hookspecs import hookimpl
-from ftkit.records import Example, Metric, Prediction, Score
+from ftkit.records import Example, Finding, Metric, Prediction, Score
 
+from ._directions import direction
 from ._text import Choice, choose_tokenizer, words
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class ExactMatch(api.Evaluator):
     ) -> list[Metric]:
         from ftkit.stats import mean_metrics
 
-        return mean_metrics(scores, proportions={"exact_match"})
+        return mean_metrics(scores)
 
 
 def _strip_punctuation(text: str) -> str:
@@ -241,7 +242,7 @@ class SlotMatch(api.Evaluator):
         names = [*(f"slot_{slot}" for slot in self.options.slots), "all_slots"]
         from ftkit.stats import mean_metrics
 
-        metrics = {metric.name: metric for metric in mean_metrics(scores, proportions=names)}
+        metrics = {metric.name: metric for metric in mean_metrics(scores)}
         return [metrics[name] for name in names if name in metrics]  # the recipe's order, not the first row's
 
 
@@ -292,8 +293,10 @@ class HfMetricOptions(api.Options):
         "no interval. By default 100 for up to 2,000 examples, and 0 for more.",
     )
     unit: str = Field("score", description='Unit of the value; "fraction" for a metric in 0..1 is shown as percent.')
-    higher_is_better: bool | None = Field(
-        True, description="false for an error rate; null where neither direction is better."
+    higher_is_better: bool | Literal["auto"] | None = Field(
+        "auto",
+        description="true or false (an error rate); null where neither is better: then there is no verdict. auto: known "
+        "by the name of the metric (wer, bleu, f1, ...); for any other, this option must say it, or there is no verdict.",
     )
 
     @model_validator(mode="after")
@@ -308,6 +311,13 @@ class HfMetricOptions(api.Options):
     @property
     def value_name(self) -> str:
         return self.result_key or Path(self.metric).stem
+
+    @property
+    def direction(self) -> bool | None:
+        """Whether a higher value is better; None where neither is, or it is not known."""
+        if self.higher_is_better == "auto":
+            return direction(Path(self.metric).stem, self.result_key)
+        return self.higher_is_better
 
 
 class HfMetricEvaluator(api.Evaluator):
@@ -328,6 +338,17 @@ class HfMetricEvaluator(api.Evaluator):
     def __init__(self, options: HfMetricOptions) -> None:
         super().__init__(options)
         self.primary = options.value_name  # type: ignore[misc]  # a class attribute for all other evaluators
+
+    def check(self) -> list[Finding]:
+        """Warn of a metric whose direction is not known."""
+        options = self.options
+        if options.higher_is_better != "auto" or options.direction is not None:
+            return []
+        message = (
+            f"hf-metric: whether a higher or a lower {options.value_name!r} is better is not known, so there will be no "
+            "verdict: set `higher_is_better` of the evaluator to true or false"
+        )
+        return [Finding("warning", message, "set it to null where neither is better", "higher_is_better")]
 
     def prepare(self, examples: Sequence[Example]) -> None:
         """Load the metric. Raises FtkitError if it cannot be found, reached or imported."""
@@ -362,5 +383,5 @@ class HfMetricEvaluator(api.Evaluator):
         if options.per_example:
             from ftkit.stats import mean_metrics
 
-            return mean_metrics(scores, {self.primary: options.unit}, {self.primary: options.higher_is_better})
+            return mean_metrics(scores, {self.primary: options.unit}, {self.primary: options.direction})
         return self._load().over_split(examples, predictions, scores)

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ftkit.errors import FtkitError, InputError
 from ftkit.records import Example, Metric, Prediction, Score
-from ftkit.stats import SEED
+from ftkit.stats import CONFIDENCE, SEED, clusters_of, expanded_tail, few_units
 
 if TYPE_CHECKING:
     from . import HfMetricOptions
@@ -83,20 +83,29 @@ class HfMetric:
         mean = value(ids)
         if not math.isfinite(mean):
             raise FtkitError(f"hf-metric: {options.metric} gives {mean} over the split")
-        low, high, method = None, None, "no interval: resamples is 0"
+        low, high, method, caution = None, None, "no interval: resamples is 0", None
+        units = _units(ids, clusters_of(examples))
+        what = "examples" if len(units) == len(ids) else "different inputs"
         resamples = options.resamples
         if resamples is None:
             resamples = _RESAMPLES if len(ids) <= _UP_TO else 0
             method = f"no interval: {_RESAMPLES} computations over more than {_UP_TO} examples; set resamples"
-        if len(ids) < 2:
-            method = "no interval from one example"
+        if len(units) < 2:
+            method = "no interval from one example" if len(ids) < 2 else "no interval: all rows have the same input"
         elif resamples:
             rng = np.random.default_rng(SEED)
-            values = np.array([value([ids[i] for i in rng.integers(0, len(ids), len(ids))]) for _ in range(resamples)])
-            if np.isfinite(values).all():
-                low, high = (float(q) for q in np.quantile(values, [0.025, 0.975]))
+            drawn = [rng.integers(0, len(units), len(units)) for _ in range(resamples)]
+            values = np.array([value([i for u in row for i in units[u]]) for row in drawn])
+            if np.isfinite(values).all() and values.min() < values.max():
+                tail = expanded_tail(len(units), CONFIDENCE)
+                low, high = (float(q) for q in np.quantile(values, [tail, 1 - tail]))
                 low, high = min(low, mean), max(high, mean)
-                method = f"95 % percentile bootstrap over examples, {resamples} resamples, seed {SEED}"
+                if options.unit == "fraction":
+                    low, high = max(0.0, low), min(1.0, high)
+                method = f"95 % bootstrap over {what}, expanded percentiles, {resamples} resamples, seed {SEED}"
+                caution = few_units(len(units), what)
+            elif np.isfinite(values).all():
+                method = "no interval: all resamples have the same value"
             else:
                 method = "no interval: the metric is not a finite number on some resamples"
         return [
@@ -108,10 +117,20 @@ class HfMetric:
                 len(ids),
                 n_unscored,
                 options.unit,
-                options.higher_is_better,
+                options.direction,
                 method,
+                len(units) if len(units) < len(ids) else None,
+                caution,
             )
         ]
+
+
+def _units(ids: Sequence[str], clusters: Mapping[str, str]) -> list[list[str]]:
+    """Return the examples in groups of one input: what is drawn together."""
+    groups: dict[str, list[str]] = {}
+    for i in ids:
+        groups.setdefault(clusters.get(i, i), []).append(i)
+    return [groups[name] for name in sorted(groups)]
 
 
 def _load(name: str, config: str | None) -> Any:

@@ -43,6 +43,7 @@ LEVELS = (
     {"commands"},
     {"files", "hub", "versions"},
     {"records"},
+    {"intervals"},
     {"batches", "stats"},
     {"api"},
     {"hookspecs", "score"},

@@ -326,9 +326,10 @@ def test_a_failed_preflight_leaves_nothing(
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_metric_that_is_no_number_ends_the_run(go: Callable[..., RunResult]) -> None:
-    with pytest.raises(RunFailed, match="'fake-overlap' gave nan for 'overlap'"):
+def test_a_metric_that_is_no_number_is_found_before_the_run(go: Callable[..., RunResult], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'fake-overlap' gave nan for 'overlap'"):
         go(evaluator={"plugin": "fake-overlap", "broken": True})
+    assert not (tmp_path / "runs").exists()
 
 
 def test_several_recipes_are_checked_before_the_first_begins(recipe: Make, tmp_path: Path, fakes: ModuleType) -> None:

@@ -28,7 +28,8 @@ needs_gsm8k = pytest.mark.skipif(
 
 
 def example(target: str = "#### 18", name: str = "q") -> Example:
-    return Example(name, (Message("user", "How many?"),), (target,), "How many?")
+    question = f"How many {name}?"
+    return Example(name, (Message("user", question),), (target,), question)
 
 
 def values(text: str, target: str = "#### 18") -> dict[str, float]:
@@ -311,8 +312,21 @@ def test_metrics_carry_wilson_intervals_and_steps_are_pooled() -> None:
     for name, right in (("accuracy_flexible", 2), ("accuracy_strict", 2), ("answer_format", 2), ("no_answer", 1)):
         assert (found[name].value, found[name].low, found[name].high) == pytest.approx((right / 4, *wilson(right, 4)))
     assert found["no_answer"].higher_is_better is False
-    assert (found["step_arithmetic"].value, found["step_arithmetic"].n) == (0.75, 4)
+    steps = found["step_arithmetic"]
+    assert (steps.value, steps.n, steps.n_unscored) == (0.75, 2, 0)  # three of four steps are right, of two answers
     assert not [n for n in found if "@" in n]
+
+
+def test_steps_of_one_answer_are_not_independent() -> None:
+    """Ten answers, each with twenty steps that are all right or all wrong, are worth ten values, not 200."""
+    texts = [" ".join(["<<1+1=2>>" if i < 6 else "<<1+1=3>>"] * 20) for i in range(10)]
+    _, metrics = score_all(
+        [Gsm8kAnswer()], [example(name=str(i)) for i in range(10)], [Prediction(str(i), t) for i, t in enumerate(texts)]
+    )
+    (steps,) = (m for m in metrics if m.name == "step_arithmetic")
+    assert (steps.value, steps.n) == (0.6, 10) and steps.low is not None and steps.high is not None
+    low, high = wilson(6, 10)
+    assert steps.high - steps.low > 0.95 * (high - low) and "independent" in (steps.method or "")
 
 
 def test_references_without_numbers_are_one_message() -> None:

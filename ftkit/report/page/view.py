@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...intervals import percent
 from ...records import Curve, Delta, Metric, Report, Section, System
 from ...text import NONE, Scale, count, dollars, duration, p_value, scale_for, size
 from .charts import charts, forest
@@ -97,12 +98,21 @@ def _delta(d: Delta, scales: dict[str, Scale]) -> View:
         "interval": scale.signed_interval(d.low, d.high),
         "unit": scale.delta_unit,
         "value_unit": scale.unit,
+        "level": percent(d.confidence),
+        "method": d.method,
         "p": p_value(d.p_value),
         "p_adjusted": p_value(d.p_adjusted),
-        "n": count(d.n),
+        "p_decided": p_value(d.p_decided),
+        "corrected": d.p_adjusted is not None,
+        "n": _n(d),
         "verdict": d.verdict or None,
         "tone": d.verdict if d.verdict in ("better", "worse") else "open",
     }
+
+
+def _n(found: Metric | Delta) -> str:
+    """Return the number of rows, and of different inputs where some repeat."""
+    return count(found.n) + ("" if found.n_inputs is None else f" ({found.n_inputs:,} different inputs)")
 
 
 def _under(s: System, report: Report, labels: Mapping[str, str]) -> View:
@@ -121,7 +131,7 @@ def _system(s: System, metrics: Sequence[str], scales: dict[str, Scale], primary
         "model": s.model,
         "method": s.method,
         "cells": [_cell(s.metrics.get(name), scales[name], main) for name in metrics],
-        "n": count(main.n) if main else NONE,
+        "n": _n(main) if main else NONE,
         "n_unscored": count(main.n_unscored) if main else NONE,
         "n_failed": count(s.n_failed),
         "seconds": duration(s.seconds),
