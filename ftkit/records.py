@@ -347,6 +347,8 @@ class System(Record):
     `n_predictions` counts the requested answers. `role` is baseline, tuned, control, external,
     further (a backend's own measurement, like for like) or extra (one that is not compared); `settings` is what must agree before two systems may be compared; `info` holds what the
     backend says of the model (`hosted_by`, `shutdown_date`, `usd_per_hour`: what its machine costs).
+    A recipe with several training seeds is one system: `metrics` are means over the seeds, `train_seconds` and
+    `train_usd` are those of one training (the mean); times, dollars, tokens and counts of measuring, and `usd`, are sums.
     """
 
     name: str
@@ -368,6 +370,12 @@ class System(Record):
     n_failed: int = 0
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: tuple[
+        dict[str, Any], ...
+    ] = ()  # {"seed", "runs", "metrics": {name: value}} of each training; none: untrained
+    spread: dict[str, dict[str, float]] = dataclasses.field(
+        default_factory=dict
+    )  # metric: {"sd", "min", "max"} of seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,8 +395,9 @@ class Delta(Record):
     p_value: float | None
     n: int
     p_adjusted: float | None = None
-    verdict: str = ""  # better, worse, no difference shown, or "" where none is given
+    verdict: str = ""  # better, worse, scored higher, scored lower, no difference shown, or "" where none is given
     unit: str = "fraction"
+    about: str = ""  # what the verdict speaks of: "recipe" (several seeds), "run" (one training), "" (no training)
 
     def to_dict(self) -> dict[str, Any]:
         data = super().to_dict()

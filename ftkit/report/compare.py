@@ -10,6 +10,7 @@ from ..records import Delta, System
 from ..stats import holm, paired_deltas
 from ..text import Scale, p_equals, scale_for
 from .measured import Measured
+from .seeds import about, claim, no_claim, parts, scored, seeds_in_words, systems_of, widen
 
 UNSCORED_LIMIT = 0.02  # with a larger share of failed answers no verdict is given
 SIGNIFICANCE = 0.05
@@ -31,12 +32,12 @@ def _comparisons(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]
     bases = [m for m in measured if m.system.role == "baseline"]
     for m in finals:
         for other in measured:
-            alike = m.run.id in other.used_by or m.system.role == "external"
+            alike = bool(m.used_by & other.used_by) or m.system.role == "external"
             if other.system.role in ("baseline", "control") and alike:
                 pairs.append((other, m))
     for m in measured:
         if m.system.role == "further":
-            pairs += [(base, m) for base in bases if m.run.id in base.used_by]
+            pairs += [(base, m) for base in bases if m.used_by & base.used_by]
     return [*pairs, *itertools.combinations(finals, 2), *itertools.combinations(bases, 2)]
 
 
@@ -46,9 +47,12 @@ def deltas_of(measured: Sequence[Measured], primary: str | None, warnings: list[
         (a, b, name) for a, b in _comparisons(measured) for name in b.system.metrics if name in a.system.metrics
     ]
     found = paired_deltas([(a.means(name), b.means(name)) for a, b, name in compared])
+    found = [widen(a, b, name, f) for (a, b, name), f in zip(compared, found, strict=True)]
     deltas = [
         Delta(
-            a.system.name, b.system.name, name, f.delta, f.low, f.high, f.p_value, f.n, unit=b.system.metrics[name].unit
+            *(a.system.name, b.system.name, name, f.delta, f.low, f.high, f.p_value, f.n),
+            unit=b.system.metrics[name].unit,
+            about=about(a, b),
         )
         for (a, b, name), f in zip(compared, found, strict=True)
         if f.delta is not None
@@ -57,15 +61,16 @@ def deltas_of(measured: Sequence[Measured], primary: str | None, warnings: list[
     if len(tested) > 1:
         for d, p in zip(tested, holm([d.p_value or 0.0 for d in tested]), strict=True):
             deltas[deltas.index(d)] = replace(d, p_adjusted=p)
-    systems = {m.system.name: m.system for m in measured}
+    by_name = {m.system.name: m for m in measured}
     for i, d in enumerate(deltas):
         if d.metric != primary:
             continue
-        unscored = _too_many_unscored([systems[d.from_], systems[d.to]], d.metric)
+        a, b = by_name[d.from_], by_name[d.to]
+        unscored = _too_many_unscored(systems_of(a, b), d.metric)
         if unscored:
             warnings.append(f"No verdict on {d.to} against {d.from_}: {unscored}")
         else:
-            deltas[i] = replace(d, verdict=_word(d, systems[d.to].metrics[d.metric].higher_is_better))
+            deltas[i] = claim(replace(d, verdict=_word(d, b.system.metrics[d.metric].higher_is_better)), a, b)
     return deltas
 
 
@@ -103,15 +108,17 @@ def verdict_of(
 
 def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
     """Return what a difference means, and the numbers that say so."""
-    unscored = _too_many_unscored([a.system, b.system], delta.metric)
+    unscored = _too_many_unscored(systems_of(a, b), delta.metric)
     if unscored:
         return f"No verdict on {b.system.name}", f"{unscored}."
     if b.system.metrics[delta.metric].higher_is_better is None:
         subject = f"{b.system.name} against {a.system.name}: neither way is better by {delta.metric}"
-    elif a.system.role == "baseline" and b.system.role == "tuned" and _same_answers(a, b):
+    elif a.system.role == "baseline" and b.system.role == "tuned" and all(_same_answers(a, part) for part in parts(b)):
         subject = f"Training changed nothing that can be seen: {b.system.name} gave the same answers as {a.system.name}"
     elif delta.verdict in ("better", "worse"):
         subject = f"{b.system.name} is {delta.verdict} than {a.system.name}"
+    elif delta.verdict in ("scored higher", "scored lower"):
+        subject = scored(delta, a, b)
     else:
         subject = f"No difference shown between {b.system.name} and {a.system.name}"
     unit = "points" if delta.unit == "fraction" else delta.unit
@@ -122,9 +129,9 @@ def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
     before, after = (scale.value(mean) for mean in means)
     p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
     corrected = " after Holm's correction" if delta.p_adjusted is not None else ""
-    seed = ", one training seed" if b.system.role == "tuned" else ""
+    seed = seeds_in_words(b, scale.value(b.system.spread.get(delta.metric, {}).get("sd")))
     return subject, (
-        f"{delta.metric} {before} → {after}: {change}, 95 % interval{ends}, {p_equals(p)}{corrected}, n={delta.n}{seed}."
+        f"{delta.metric} {before} → {after}: {change}, 95 % interval{ends}, {p_equals(p)}{corrected}, n={delta.n}{seed}.{no_claim(a, b)}"
     )
 
 
