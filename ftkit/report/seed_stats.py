@@ -65,9 +65,7 @@ def _p_value(distance: float, parts: list[tuple[float, float]]) -> float:
     """Return the level at which the interval ends at 0, `distance` away; 1 where the difference is 0."""
     if distance == 0:
         return 1.0
-    low, high = -300.0, 0.0  # of log10(p); the half-width falls while p rises
-    if _half(10.0**low, parts) < distance:
-        return 0.0
+    low, high = -100.0, 0.0  # of log10(p), which is no smaller; the half-width falls while p rises
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if _half(10.0**middle, parts) < distance else (middle, high)
