@@ -94,7 +94,8 @@ def verdict_of(
         a, b = by_name[delta.from_], by_name[delta.to]
         from_base = a.system.role == "baseline" and b.system.role in _FINAL
         only_two = len(finals) == 2 and a.system.role in _FINAL and b.system.role in _FINAL
-        if delta.metric == primary and (from_base or only_two):
+        two_recipes = len(parts(a)) > 1 and len(parts(b)) > 1  # each with several training seeds
+        if delta.metric == primary and (from_base or only_two or two_recipes):
             lines.append(_sentence(delta, a, b))
     if not lines:
         stages = {m.system.role for m in measured}
