@@ -163,7 +163,21 @@ def run(
     console: Console | None = ...,
     yes: bool = ...,
     where: str | None = ...,
+    seeds: None = ...,
 ) -> RunResult: ...
+@overload
+def run(
+    recipe: Source,
+    /,
+    *more: Source,
+    overrides: Sequence[str] = ...,
+    out: str | Path = ...,
+    reuse: bool = ...,
+    console: Console | None = ...,
+    yes: bool = ...,
+    where: str | None = ...,
+    seeds: int,
+) -> JointResult: ...
 @overload
 def run(
     recipe: Source,
@@ -176,6 +190,7 @@ def run(
     console: Console | None = ...,
     yes: bool = ...,
     where: str | None = ...,
+    seeds: int | None = ...,
 ) -> JointResult: ...
 def run(
     *recipes: Source,
@@ -185,8 +200,11 @@ def run(
     console: Console | None = None,
     yes: bool = False,
     where: str | None = None,
+    seeds: int | None = None,
 ) -> RunResult | JointResult:
     """Run one recipe and return its RunResult; run several and return a JointResult with the report over all.
+
+    `seeds` trains each recipe so many times, with its own seed and the next ones (docs/seeds.md): a JointResult, too.
 
     All recipes are read, checked and prepared before the first is executed. `yes` spends the estimated price without
     asking, `where` names a launcher ("NAME" or "NAME:WHERE"). Raises FtkitError.
@@ -195,6 +213,7 @@ def run(
     from .plugins import installed_plugins
     from .report import write_report
     from .run.prepare import prepare
+    from .run.seeds import with_seeds
     from .run.signals import interrupted
     from .run.stages import HERE, execute
 
@@ -209,6 +228,8 @@ def run(
             problems += error.problems
     if problems:
         raise RecipeError(problems)
+    if seeds is not None:
+        loaded = [of_seed for recipe in loaded for of_seed in with_seeds(recipe, seeds)]
     prepared = prepare(loaded, out, console, reuse, yes, None if where == HERE else where)
     done: list[RunResult] = []
     for directory in prepared:
@@ -220,7 +241,7 @@ def run(
             if len(prepared) > 1:
                 error.hint = "\n  ".join([*filter(None, [error.hint]), *_left_over(prepared, len(done))])
             raise
-    if len(done) == 1:
+    if len(done) == 1 and seeds is None:
         return done[0]
     folder = out / f"report-{time.strftime('%Y%m%d-%H%M%S')}"
     write_report(prepared, folder)

@@ -413,6 +413,8 @@ class System(Record):
     `n_predictions` counts the requested answers, `n_length_limit` those that end at the length limit. `role` is baseline, tuned, control, external,
     further (a backend's own measurement, like for like) or extra (one that is not compared); `settings` is what must agree before two systems may be compared; `info` holds what the
     backend says of the model (`hosted_by`, `shutdown_date`, `usd_per_hour`: what its machine costs).
+    A recipe with several training seeds is one system: `metrics` are means over the seeds, `train_seconds` and
+    `train_usd` are those of one training (the mean); times, dollars, tokens and counts of measuring, and `usd`, are sums.
     """
 
     name: str
@@ -435,6 +437,12 @@ class System(Record):
     n_length_limit: int = 0
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: tuple[
+        dict[str, Any], ...
+    ] = ()  # {"seed", "runs", "metrics": {name: value}} of each training; none: untrained
+    spread: dict[str, dict[str, float]] = dataclasses.field(
+        default_factory=dict
+    )  # metric: {"sd", "min", "max"} of seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -455,12 +463,13 @@ class Delta(Record):
     p_value: float | None
     n: int
     p_adjusted: float | None = None
-    verdict: str = ""  # better, worse, no difference shown, or "" where none is given
+    verdict: str = ""  # better, worse, scored higher, scored lower, no difference shown, or "" where none is given
     unit: str = "fraction"
     confidence: float = 0.95
     n_inputs: int | None = None
     method: str | None = None
     caution: str | None = None
+    about: str = ""  # what the verdict speaks of: "recipe" (several seeds), "run" (one training), "" (no training)
 
     @property
     def p_decided(self) -> float | None:

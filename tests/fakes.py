@@ -58,6 +58,9 @@ def _chance(text: str) -> float:
 class FakeOptions(Options):
     base_model: str = "fake-base"
     skill: float = 0.8  # share of the test rows that the tuned model answers rightly
+    seed_noise: float = (
+        0.0  # how far a training seed moves the skill, up or down; which rows are right depends on it too
+    )
     steps: int = 6
     batch_size: int = 3
     fail: list[str] = []  # noqa: RUF012  ids that no model ever answers
@@ -129,7 +132,11 @@ class FakeBackend(Backend):
         steps = self.options.steps
         run.log("eval", step=steps, overlap=0.5)
         run.log("end", step=steps, steps=steps, peak_memory=1000, usd=0.25)
-        write_json(model, {"learned_from": len(task.train), "steps": steps, "skill": self.options.skill})
+        rule = {"learned_from": len(task.train), "steps": steps, "skill": self.options.skill}
+        if self.options.seed_noise:
+            rule["skill"] += self.options.seed_noise * (2 * _chance(f"seed {run.seed}") - 1)
+            rule["salt"] = f" of seed {run.seed}"
+        write_json(model, rule)
         if not self.options.hand_over:
             raise RuntimeError("nothing was learned")
         return ModelRef("adapter", "train/model", self.options.base_model)
@@ -180,7 +187,8 @@ class FakeSession(Session):
         usd = self.options.usd_per_answer
         if fails:
             return Prediction(example.id, "", sample, "error", error="the fake server said 503")
-        right = example.input.upper() if self.rule and _chance(example.id) < self.rule["skill"] else example.input
+        learned = self.rule and _chance(example.id + self.rule.get("salt", "")) < self.rule["skill"]
+        right = example.input.upper() if learned else example.input
         words = len(example.input.split()), len(right.split())
         return Prediction(example.id, right + company, sample, "stop", *words, latency=time.monotonic(), usd=usd)
 

@@ -29,6 +29,12 @@ _PREVIEWED = 2000  # rows whose lengths `preview` measures, about two seconds; `
 @click.option(
     "--on", "where", metavar="WHERE", help="Run elsewhere, through an installed launcher: NAME or NAME:WHERE."
 )
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train each recipe N times: with its seed and the next ones.",
+)
 @click.option("--dry-run", is_flag=True, help="Stop after everything was checked.")
 @click.option("--yes", is_flag=True, help="Do not ask before money is spent (for backends that cost any).")
 @click.option(
@@ -43,7 +49,7 @@ _PREVIEWED = 2000  # rows whose lengths `preview` measures, about two seconds; `
 @click.pass_obj
 def run(
     debug: bool, recipes: tuple[str, ...], overrides: tuple[str, ...], out: Path, resume_dir: str | None, where: str | None,
-    dry_run: bool, yes: bool, answers: tuple[str, ...], no_reuse: bool, as_json: bool,
+    seeds: int | None, dry_run: bool, yes: bool, answers: tuple[str, ...], no_reuse: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure the base model, fine-tune, measure again, and write a report. Several recipes share one."""
     from .. import interface
@@ -55,17 +61,28 @@ def run(
         )
     if resume_dir and (overrides or dry_run):
         raise InputError("--resume uses the run's own recipe: it takes no --set and no --dry-run")
+    if resume_dir and seeds is not None:
+        raise InputError("--resume resumes one run: it takes no --seeds", "the runs of --seeds are resumed one by one")
     if answers and not resume_dir:
         raise InputError("--answer goes with --resume RUN_DIR")
     console = Console(debug)
     if dry_run:
+        if seeds is not None and seeds > 1:
+            click.echo(f"--seeds {seeds}: each recipe is trained {seeds} times; the estimates are of one", err=True)
         _check_all(recipes, overrides, debug, as_json)
     if resume_dir:
         pairs = dict(_key_and_value(text) for text in answers)
         done: Any = interface.resume(resume_dir, console, pairs, where)
     else:
         done = interface.run(
-            *recipes, overrides=overrides, out=out, reuse=not no_reuse, console=console, yes=yes, where=where
+            *recipes,
+            overrides=overrides,
+            out=out,
+            reuse=not no_reuse,
+            console=console,
+            yes=yes,
+            where=where,
+            seeds=seeds,
         )
     if as_json:
         print_json(done.to_dict())

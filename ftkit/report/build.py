@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from .compare import cautions_of, deltas_of, primary_of, verdict_of
 from .costs import costs_of, read_prices
 from .differences import differences
 from .measured import Measured, check_comparable, length_limit_notes, match_examples, read_all, settle_roles, unique
+from .seeds import answers_of, group_seeds, notes_on_runs, origins_of, parts, same_recipe, title_of
 
 
 def build_report(runs: Sequence[RunDirectory], anyway: bool = False, prices: Sequence[str] = ()) -> Report:
@@ -29,12 +31,14 @@ def build_report(runs: Sequence[RunDirectory], anyway: bool = False, prices: Seq
         raise InputError("no runs to report on", "`ftkit runs` lists what was run")
     notes: list[str] = []
     warnings: list[str] = []
-    measured = unique(read_all(runs), notes)
+    origins = origins_of(runs)
+    measured = unique(read_all(runs), notes, lambda a, b: same_recipe(a, b, origins))
     settle_roles(measured, notes)
     check_comparable([m for m in measured if m.system.role != "extra"], anyway, warnings, notes)
+    match_examples(measured, notes)
+    measured = group_seeds(measured, origins, notes, warnings)
     systems = [m.system for m in measured]
     set_prices = read_prices(prices, systems, {run.id: run.record().name for run in runs})
-    match_examples(measured, notes)
     primary = primary_of(measured)
     deltas = deltas_of([m for m in measured if m.system.role != "extra"], primary, warnings)
     for run in runs:
@@ -43,18 +47,19 @@ def build_report(runs: Sequence[RunDirectory], anyway: bool = False, prices: Seq
         warnings += [prefix + w for w in record.warnings]
         unfinished = _unfinished(run)
         warnings += [prefix + unfinished] if unfinished else []
-    for m in measured:
+    for m in itertools.chain.from_iterable(map(parts, measured)):
         cut = m.run.measurement(m.system.stage).get("cost", {}).get("truncated_prompts")
         if cut:
             warnings.append(f"{m.system.name}: {cut} prompts did not fit into the model's context and were truncated")
     notes += length_limit_notes(measured)
     verdict, detail = verdict_of(measured, deltas, primary, warnings)
     notes += cautions_of(systems, deltas, primary)
+    notes += notes_on_runs(deltas, detail)
     sections = _sections(runs, warnings)
     recipe_notes = _recipe_notes(runs, warnings)
     notes += differences(runs)
     return Report(
-        title=" vs ".join(dict.fromkeys(run.record().name for run in runs)),
+        title=title_of(runs, measured),
         verdict=verdict,
         verdict_detail=detail,
         primary=primary or "",
@@ -100,18 +105,15 @@ def _pairs(measured: Sequence[Measured], primary: str | None) -> Iterable[Pair]:
     if not shown or primary is None:
         return
     values = {m.system.name: m.means(primary) for m in shown}
+    answered = [(name, part, part.means(primary)) for m in shown for name, part in answers_of(m)]
     tuned = next((m for m in shown if m.system.role == "tuned"), None)
     base = next((m for m in shown if m.system.role == "baseline"), None)
     for example in shown[0].examples:
         answers = {}
-        for m in shown:
+        for name, m, scores in answered:
             p = m.predictions.get(example.id)
             if p is not None:
-                answers[m.system.name] = {
-                    "text": p.text,
-                    "score": values[m.system.name].get(example.id),
-                    "error": p.error,
-                }
+                answers[name] = {"text": p.text, "score": scores.get(example.id), "error": p.error}
         delta = None
         if tuned and base:
             a, b = (values[m.system.name].get(example.id) for m in (base, tuned))

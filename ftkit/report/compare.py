@@ -11,6 +11,7 @@ from ..records import Delta, Metric, System
 from ..stats import clusters_of, holm, holm_levels, paired_deltas, paired_interval
 from ..text import Scale, p_equals, scale_for
 from .measured import Measured
+from .seeds import about, claim, no_claim, parts, scored, seeds_in_words, systems_of, widen
 
 UNSCORED_LIMIT = 0.02  # with a larger share of failed answers no verdict is given
 SIGNIFICANCE = 0.05
@@ -33,12 +34,12 @@ def _comparisons(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]
     for role in ("baseline", "control"):
         for m in finals:
             for other in measured:
-                alike = m.run.id in other.used_by or m.system.role == "external"
+                alike = bool(m.used_by & other.used_by) or m.system.role == "external"
                 if other.system.role == role and alike:
                     pairs.append((other, m))
     for m in measured:
         if m.system.role == "further":
-            pairs += [(base, m) for base in bases if m.run.id in base.used_by]
+            pairs += [(base, m) for base in bases if m.used_by & base.used_by]
     return [*pairs, *itertools.combinations(finals, 2), *itertools.combinations(bases, 2)]
 
 
@@ -56,27 +57,35 @@ def deltas_of(measured: Sequence[Measured], primary: str | None, warnings: list[
     units = [b.system.metrics[name].unit for _, b, name in compared]
     deltas: list[Delta] = []
     sides = []
-    for (a, b, name), pair, unit, f in zip(compared, pairs, units, paired_deltas(pairs, units, clusters), strict=True):
+    for (a, b, name), pair, unit, over_rows in zip(
+        compared, pairs, units, paired_deltas(pairs, units, clusters), strict=True
+    ):
+        f = widen(a, b, name, over_rows)
         if f.delta is not None:
             d = Delta(a.system.name, b.system.name, name, f.delta, f.low, f.high, f.p_value, f.n, unit=unit)
-            deltas.append(replace(d, n_inputs=f.n_inputs, method=f.method, caution=f.caution))
-            sides.append(pair)
+            deltas.append(replace(d, n_inputs=f.n_inputs, method=f.method, caution=f.caution, about=about(a, b)))
+            sides.append((a, b, pair, f))
     tested = [i for i, d in enumerate(deltas) if d.metric == primary and d.p_value is not None]
     p_values = [deltas[i].p_value or 0.0 for i in tested]
     if len(tested) > 1:
         for i, p, level in zip(tested, holm(p_values), holm_levels(p_values, SIGNIFICANCE), strict=True):
-            found = paired_interval(*sides[i], deltas[i].unit, clusters, 1 - level)
+            a, b, pair, f = sides[i]
+            rows = paired_interval(*pair, deltas[i].unit, clusters, 1 - level)
+            found = widen(
+                a, b, deltas[i].metric, f._replace(low=rows.low, high=rows.high, method=rows.method), 1 - level
+            )
             d = replace(deltas[i], p_adjusted=p, confidence=1 - level)
             deltas[i] = replace(d, low=found.low, high=found.high, method=found.method)
-    systems = {m.system.name: m.system for m in measured}
+    by_name = {m.system.name: m for m in measured}
     for i, d in enumerate(deltas):
         if d.metric != primary:
             continue
-        unscored = _too_many_unscored([systems[d.from_], systems[d.to]], d.metric)
+        a, b = by_name[d.from_], by_name[d.to]
+        unscored = _too_many_unscored(systems_of(a, b), d.metric)
         if unscored:
             warnings.append(f"No verdict on {d.to} against {d.from_}: {unscored}")
         else:
-            deltas[i] = replace(d, verdict=_word(d, systems[d.to].metrics[d.metric].higher_is_better))
+            deltas[i] = claim(replace(d, verdict=_word(d, b.system.metrics[d.metric].higher_is_better)), a, b)
     return deltas
 
 
@@ -122,8 +131,11 @@ def verdict_of(
     lines = [d for d in lines if by_name[d.to].system.role in _FINAL]
     finals = [m.system.name for m in measured if m.system.role in _FINAL]
     between = [d for d in deltas if d.metric == primary and d.from_ in finals and d.to in finals]
-    if len(finals) > 2:  # of many pairs, those are told that differ
-        shown = [d for d in between if d.verdict in ("better", "worse")] or ([] if lines else between)
+    if len(finals) > 2:  # of many pairs, those are shown that differ, and those of recipes with several training seeds
+        differ = [
+            d for d in between if d.verdict in ("better", "worse") or _two_recipes(by_name[d.from_], by_name[d.to])
+        ]
+        shown = differ or ([] if lines else between)
     else:
         shown = between
     if not lines and not shown:
@@ -146,19 +158,25 @@ def verdict_of(
     return head[0], "\n".join([head[1], *(f"{title}: {text}" for title, text in rest)])
 
 
+def _two_recipes(a: Measured, b: Measured) -> bool:
+    return len(parts(a)) > 1 and len(parts(b)) > 1
+
+
 def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
     """Return what a difference means, and the numbers that say so."""
     why = ""
-    unscored = _too_many_unscored([a.system, b.system], delta.metric)
+    unscored = _too_many_unscored(systems_of(a, b), delta.metric)
     if unscored:
         return f"No verdict on {b.system.name}", f"{unscored}."
     if b.system.metrics[delta.metric].higher_is_better is None:
         subject = f"No verdict on {b.system.name} against {a.system.name}"
         why = f" Neither a higher nor a lower {delta.metric} is known to be better."
-    elif a.system.role == "baseline" and b.system.role == "tuned" and _same_answers(a, b):
+    elif a.system.role == "baseline" and b.system.role == "tuned" and all(_same_answers(a, part) for part in parts(b)):
         subject = f"Training changed nothing that can be seen: {b.system.name} gave the same answers as {a.system.name}"
     elif delta.verdict in ("better", "worse"):
         subject = f"{b.system.name} is {delta.verdict} than {a.system.name}"
+    elif delta.verdict in ("scored higher", "scored lower"):
+        subject = scored(delta, a, b)
     elif delta.verdict == "":
         subject = f"No verdict on {b.system.name} against {a.system.name}"
     else:
@@ -173,12 +191,12 @@ def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
     before, after = (scale.value(mean) for mean in means)
     corrected = f" after Holm's correction ({p_equals(delta.p_value)} before)" if delta.p_adjusted is not None else ""
     n = f"n={delta.n}" + (f" ({delta.n_inputs} different inputs)" if delta.n_inputs is not None else "")
-    seed = ", one training seed" if b.system.role == "tuned" else ""
-    told = f"{delta.metric} {before} → {after}: {change}, {interval}, {p_equals(delta.p_decided)}{corrected}, {n}{seed}.{why}"
+    seed = seeds_in_words(b, scale.value(b.system.spread.get(delta.metric, {}).get("sd")))
+    text = f"{delta.metric} {before} → {after}: {change}, {interval}, {p_equals(delta.p_decided)}{corrected}, {n}{seed}.{why}"
     decided = _decided(delta)
     if decided and decided[0] != decided[1]:
-        told += f" Only the {'p-value' if decided[0] else 'interval'} shows a difference: a verdict needs both."
-    return subject, told
+        text += f" Only the {'p-value' if decided[0] else 'interval'} shows a difference: a verdict needs both."
+    return subject, f"{text}{no_claim(a, b)}"
 
 
 def cautions_of(systems: Sequence[System], deltas: Sequence[Delta], primary: str | None) -> list[str]:

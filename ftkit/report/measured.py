@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,8 +166,10 @@ def _same(a: Measured, b: Measured, key: str) -> bool:
     return bool(a.system.settings.get(key) == b.system.settings.get(key))
 
 
-def unique(measured: list[Measured], notes: list[str]) -> list[Measured]:
-    """Show a baseline or control that several runs share once."""
+def unique(
+    measured: list[Measured], notes: list[str], alike: Callable[[Measured, Measured], bool] = lambda a, b: False
+) -> list[Measured]:
+    """Show a baseline or control that several runs share once; without a note where two runs are `alike`."""
     kept: list[Measured] = []
     seen: dict[str, Measured] = {}
     again: dict[str, list[str]] = {}
@@ -183,7 +185,8 @@ def unique(measured: list[Measured], notes: list[str]) -> list[Measured]:
             kept.append(m)
         else:
             first.used_by.add(m.run.id)
-            again.setdefault(first.system.name, []).append(m.system.name)
+            if not alike(first, m):
+                again.setdefault(first.system.name, []).append(m.system.name)
     for name, others in again.items():
         are = "is the same measurement" if len(others) == 1 else "are the same measurement"
         notes.append(f"{', '.join(others)} {are} as {name}, shown once")

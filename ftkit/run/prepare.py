@@ -21,7 +21,7 @@ from ..data.audit import audit_notes, audit_warnings, empty_targets
 from ..data.task import load_task
 from ..directory import RunDirectory, utc_now
 from ..errors import FtkitError, InputError, Problem, RecipeError, RunFailed
-from ..files import write_atomic, write_json
+from ..files import digest, write_atomic, write_json
 from ..hub import forget_commits
 from ..recipe.load import PluginRef, Recipe
 from ..records import Finding, GenerationConfig, LengthLimit, Rendered, RunRecord, StageRecord, Task
@@ -304,12 +304,13 @@ def prepare(
         try:
             with console.quiet(log):
                 environments = [recorded_environment(recipe) for recipe in recipes]  # before libraries set some
-                checked = [_preflight_of(recipe, console, several=len(recipes) > 1) for recipe in recipes]
+                checked = _preflights(recipes, console)
                 problems = [
                     problem
                     for recipe, (found, _) in zip(recipes, checked, strict=True)
                     for problem in problems_of(recipe, found.errors)
                 ]
+                problems = list(dict.fromkeys(problems))  # of several seeds, once
                 if problems:
                     raise RecipeError(problems)
                 confirm_price([e for found, _ in checked for e in found.estimates], console, yes)
@@ -330,6 +331,16 @@ def prepare(
                 raise RunFailed(f"the disk is full: {error.filename or out}", "nothing was spent") from None
             raise
     return runs
+
+
+def _preflights(recipes: Sequence[Recipe], console: Console) -> list[tuple[Preflight, StageRecord]]:
+    """Check each recipe; those that differ in `seed` and `name` alone share one check."""
+    known: dict[str, tuple[Preflight, StageRecord]] = {}
+    keys = [digest({**recipe.to_dict(), "seed": None, "name": None}) for recipe in recipes]
+    for key, recipe in zip(keys, recipes, strict=True):
+        if key not in known:
+            known[key] = _preflight_of(recipe, console, several=len(recipes) > 1)
+    return [known[key] for key in keys]
 
 
 def _preflight_of(recipe: Recipe, console: Console, several: bool) -> tuple[Preflight, StageRecord]:

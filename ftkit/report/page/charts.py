@@ -8,6 +8,7 @@ from typing import Any
 
 from ...records import Curve, Report
 from ...text import Scale, finite, scale_for
+from .seeds import seed_values
 
 CHART_POINTS = 600  # per line: more than a screen shows
 MARKED_POINTS = 40  # lines up to this long get a mark with its value at each point
@@ -45,12 +46,14 @@ def _percent(x: float, low: float, high: float) -> float:
 
 
 def forest(report: Report, scales: dict[str, Scale]) -> View | None:
-    """A dot and an interval for each system's primary metric, on one axis."""
+    """A dot and an interval for each system's primary metric, on one axis; a small dot for each of several seeds."""
     scale = scales[report.primary]
     found = [(s, m) for s in report.systems if (m := s.metrics.get(report.primary)) and finite(m.value) is not None]
     if not found:
         return None
-    ends = [x * scale.factor for _, m in found for v in (m.value, m.low, m.high) if (x := finite(v)) is not None]
+    seeds = {s.name: seed_values(s, report.primary) for s in report.systems}
+    drawn = [v for s, m in found for v in (m.value, m.low, m.high, *seeds[s.name].values())]
+    ends = [x * scale.factor for v in drawn if (x := finite(v)) is not None]
     low, high, axis = _axis(min(ends), max(ends))
     return {
         "unit": scale.unit,
@@ -62,6 +65,10 @@ def forest(report: Report, scales: dict[str, Scale]) -> View | None:
                 "value": scale.value(m.value),
                 "interval": scale.interval(m.low, m.high),
                 "at": _percent(m.value * scale.factor, low, high),
+                "seeds": [
+                    {"at": _percent(v * scale.factor, low, high), "text": f"seed {seed}: {scale.value(v)}"}
+                    for seed, v in seeds[s.name].items()
+                ],
                 "low": _percent((m.value if finite(m.low) is None else m.low or 0) * scale.factor, low, high),
                 "high": _percent((m.value if finite(m.high) is None else m.high or 0) * scale.factor, low, high),
             }

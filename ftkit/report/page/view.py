@@ -10,6 +10,7 @@ from ...records import Curve, Delta, Metric, Report, Section, System
 from ...text import NONE, Scale, count, dollars, duration, p_value, scale_for, size
 from .charts import charts, forest
 from .costs import costs_view
+from .seeds import seeds_listed, seeds_view
 from .text import TEXT_CAPS, clip, moment, pretty, shown
 
 ROW_CAP = 500  # rows of a plugin's table
@@ -37,6 +38,7 @@ def view_of(report: Report) -> View:
         "systems": [_system(s, metrics, scales, report.primary) | _under(s, report, labels) for s in report.systems],
         "several_runs": len({s.run for s in report.systems}) > 1,
         "forest": forest(report, scales),
+        "seeds": seeds_view(report, scales),
         "deltas": [d for d in deltas if d["metric"] == report.primary],
         "other_deltas": [d for d in deltas if d["metric"] != report.primary],
         "adjusted": any(d.p_adjusted is not None for d in report.deltas),
@@ -118,9 +120,12 @@ def _n(found: Metric | Delta) -> str:
 def _under(s: System, report: Report, labels: Mapping[str, str]) -> View:
     """The small line under a system's name: its role and run, where the name does not say them."""
     several_runs = len({other.run for other in report.systems}) > 1
-    run = labels.get(s.run, s.run)
-    parts = [s.role if s.role != s.name else "", run if several_runs and run not in s.name else ""]
-    return {"run": run, "under": " · ".join(part for part in parts if part)}
+    run = labels.get(s.run, s.run) if len(s.seeds) < 2 else seeds_listed(s)
+    parts = [
+        s.role if s.role != s.name else "",
+        run if (several_runs or len(s.seeds) > 1) and run not in s.name else "",
+    ]
+    return {"run": run, "seeds": len(s.seeds) > 1, "under": " · ".join(part for part in parts if part)}
 
 
 def _system(s: System, metrics: Sequence[str], scales: dict[str, Scale], primary: str) -> View:
