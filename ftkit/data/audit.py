@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..records import Example, Finding
-from ..text import counted, normalise
+from ..text import counted, normalise, visible
 
 _EMPTY = 0.05  # share of empty targets above which a split stops the run
 _SHOWN = 100  # ids listed per finding; the counts are of all
@@ -122,7 +122,7 @@ def empty_targets(report: Mapping[str, Any], key: str, allowed: bool) -> list[Fi
 
 
 def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    return visible(", ".join(ids[:5])) + (", ..." if len(ids) > 5 else "")
 
 
 def audit_notes(report: Mapping[str, Any]) -> list[str]:

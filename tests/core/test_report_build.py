@@ -332,7 +332,7 @@ def test_hostile_text_goes_through_a_whole_run(
     keys = {
         "prompt": {"instruction": "{x} <b>\u202e"},
         "note": "<img src=x onerror=alert(1)>",
-        "dataset": {"path": str(rows), "columns": {"meta": ["input"]}},
+        "dataset": {"path": str(rows), "columns": {"meta": ["input"]}, "allow_empty_targets": True},
     }
     backend = {"warn": "look: " + HOSTILE.replace("\ud800", "").replace("\x00", "")}  # which YAML does not know
     recipe = {"name": "hostile", "backend": {"plugin": "fake", **backend}, "evaluator": "fake-overlap", **keys}
