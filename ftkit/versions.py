@@ -71,12 +71,17 @@ def _as_installed(dist: importlib.metadata.Distribution) -> Package:
 
 @functools.cache
 def _distributions() -> dict[str, importlib.metadata.Distribution]:
-    """Return the distributions by name; of several with one name, the first on the import path, as Python imports it."""
+    """Return the distributions by name; of several with one name, the first on the import path, as Python imports it.
+
+    In a working copy that pip links to, the build leaves an `.egg-info` folder: there the link is what is installed.
+    """
     found: dict[str, importlib.metadata.Distribution] = {}
     for dist in importlib.metadata.distributions():
         name = dist.metadata["Name"]
         if name:
-            found.setdefault(name, dist)
+            first = found.setdefault(name, dist)
+            if _editable(dist) == Path(str(first.locate_file(""))).resolve():
+                found[name] = dist
     return found
 
 

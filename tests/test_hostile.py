@@ -279,6 +279,7 @@ def test_a_real_run_over_hostile_rows(tmp_path: Path) -> None:
         "max_steps": 2,
         "micro_batch_size": 4,
         "sequence_len": 128,
+        "allow_cut_prompts": True,
     }
     recipe = {
         "name": "hostile",

@@ -185,7 +185,9 @@ def test_interrupted_at_any_step_a_run_says_how_to_go_on(place: Place, how: str)
             good = ended.status == 130 and "nothing was spent" in ended.err and not list(ended_dirs(place))
         else:
             good = ended.status == 130 and f"ftkit run --resume {run.relative_to(place.dir)}" in ended.err
-            good = good and read_json(run / "run.json")["status"] in ("interrupted", "done")
+            status = read_json(run / "run.json")["status"]  # "prepared": it was interrupted before its first stage
+            good = good and status in ("prepared", "interrupted", "done")
+            good = good and (status != "prepared" or not (run / "baseline").exists())
         if not good or "Traceback" in ended.err:
             wrong.append(f"step {at}: {ended.said}")
         elif run:

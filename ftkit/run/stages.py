@@ -50,6 +50,8 @@ def execute(
                 return _Execution(run, backend, console, signals, where).go()
         except KeyboardInterrupt:
             raise interrupted(run) from None
+        except OSError as error:  # before the first stage: the lock or run.json could not be written
+            raise explained(error, run) from error
 
 
 def _check_installed(run: RunDirectory) -> None:

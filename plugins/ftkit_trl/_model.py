@@ -170,7 +170,7 @@ def context_length(config: Any) -> int | None:
 
 def own_generation(options: TrainOptions) -> dict[str, Any]:
     """Return the base model's generation_config.json as it is written; empty where it has none."""
-    return own_settings(source(options.base_model), options.revision or "main")
+    return own_settings(source(options.base_model), _revision(options))
 
 
 def generation_end_tokens(model: PreTrainedModel) -> set[int]:

@@ -170,7 +170,7 @@ def facts(before: float, after: float, form: float = 1.0, many: float = 0.5, n: 
         return Metric(name, value, max(0.0, value - 0.05), min(1.0, value + 0.05), n)
 
     samples = {"pass@1": metric("pass@1", after), "pass@8": metric("pass@8", many), "maj@8": metric("maj@8", after)}
-    losses = (dict.fromkeys(side(0), 2.0), dict.fromkeys(side(0), 0.5))
+    losses = (dict.fromkeys(side(0), 2.0), {q: 0.49 + 0.02 * (i % 2) for i, q in enumerate(side(0))})
     accuracy = (side(before), side(after))
     return Facts(losses, (side(0), side(form)), accuracy, accuracy, accuracy, ({}, {}), (samples, samples),
                  side(before), (Counter(), Counter({"right": 1, "other": 3})))  # fmt: skip
@@ -178,7 +178,7 @@ def facts(before: float, after: float, form: float = 1.0, many: float = 0.5, n: 
 
 def test_format_without_accuracy_is_called_so() -> None:
     verdict, rules, help_ = apply_rules(facts(0.2, 0.21, many=0.6))
-    assert verdict.startswith("Format +100.0 [+100.0, +100.0] points, accuracy +1.0 [")
+    assert verdict.startswith("Format +100.0 [+97.1, +100.0] points, accuracy +1.0 [")
     assert "SFT taught the format. Meanwhile the loss on gold solutions fell, 2.000 → 0.500" in verdict
     assert "pass@8 is 2.9x pass@1" in verdict
     assert any("Reinforcement learning with a verifiable reward" in line for line in help_)
