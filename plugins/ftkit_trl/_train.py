@@ -36,7 +36,7 @@ from .options import TrainOptions
 if TYPE_CHECKING:
     from . import TrlSftLora
 
-# transformers 5.23 renamed the argument; the old name warns.
+# Newer versions of transformers renamed the argument, and warn of the old name.
 _CHECKPOINTING = (
     "activation_checkpointing"
     if "activation_checkpointing" in {f.name for f in fields(SFTConfig)}
