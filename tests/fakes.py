@@ -76,6 +76,7 @@ class FakeOptions(Options):
     usd_per_answer: float | None = None
     usd_per_hour: float | None = None  # of the machine that answers
     shutdown_date: str | None = None  # the model's last day
+    session_warning: str = ""  # a warning that measuring writes to the run's log
 
 
 class FakeBackend(Backend):
@@ -144,6 +145,8 @@ class FakeBackend(Backend):
     @contextlib.contextmanager
     def load(self, model: ModelRef, run: Run) -> Iterator[Session]:
         rule = read_json(run.resolve_uri(model.uri) / "rule.json") if model.kind == "adapter" else None
+        if self.options.session_warning:
+            run.log("warning", message=f"{self.options.session_warning} ({model.kind})")
         yield FakeSession(self.options, rule, run)
 
     @property

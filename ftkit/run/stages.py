@@ -146,8 +146,7 @@ class _Execution:
         return stats
 
     def train(self) -> dict[str, Any]:
-        with follow(self.run.journal.path, self.logged, self.recorder.warn):
-            model = self.backend.train(self.run.task.for_training(), self.run)
+        model = self.backend.train(self.run.task.for_training(), self.run)
         write_json(self.run.path("train", "model.json"), model.to_dict())
         rows = self.run.log_rows()
         facts: dict[str, Any] = {}
@@ -207,7 +206,12 @@ class _Execution:
     # ---- what the stages share
 
     def stage(self, name: str) -> None:
-        done = self.recorder.stage(name, getattr(self, name), lambda: self.headline(name))
+        def work() -> dict[str, Any]:
+            with follow(self.run.journal.path, self.logged, self.recorder.warn):
+                done: dict[str, Any] = getattr(self, name)()
+            return done
+
+        done = self.recorder.stage(name, work, lambda: self.headline(name))
         if done is not None:
             self.observers.notify("stage_finished", run=self.run, stage=done)
 

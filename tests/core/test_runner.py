@@ -164,6 +164,13 @@ def test_an_unfinished_measurement_is_not_reused(go: Callable[..., RunResult], m
 # ---------------------------------------------------------------- failed predictions
 
 
+def test_warnings_of_any_stage_reach_the_run_and_its_report(go: Callable[..., RunResult]) -> None:
+    run = go({"session_warning": "the provider answers slowly"})
+    expected = ["the provider answers slowly (hub)", "the provider answers slowly (adapter)"]
+    assert [w for w in run.directory.record().warnings if "slowly" in w] == expected
+    assert all(any(text in w for w in run.report.warnings) for text in expected)
+
+
 def test_failed_predictions_are_retried(go: Callable[..., RunResult]) -> None:
     run = go({"fail_once": ["test-3", "test-9"]})
     assert not [p for p in run.directory.predictions("baseline") if p.error]
