@@ -107,7 +107,7 @@ def with_cpu(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]
     return timed
 
 
-def told(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def shown(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """Say on stderr what one process took, and return it."""
     print(f"  {name}: {found['seconds']:.1f} s, CPU {found['cpu']:.1f} s", file=sys.stderr, flush=True)
     return found

@@ -24,9 +24,9 @@ from _samsum import (
     quiet,
     ratio,
     rows,
+    shown,
     source,
     table,
-    told,
     with_cpu,
     write_rows,
 )
@@ -126,7 +126,7 @@ def main() -> None:
                     prepared(data, Path(folder, "runs"), f"trl-sft-{options.method}").dir if who == "ours" else folder
                 )
                 found[who].append(
-                    told(
+                    shown(
                         who,
                         measured(__file__, "--rows", options.rows, "--method", options.method, "--child", who, place),
                     )

@@ -50,7 +50,7 @@ def make_model(folder: Path, sizes: dict[str, int]) -> None:
 
 
 class Watch:
-    """Asks the GPU every quarter of a second how busy it is, while training goes on."""
+    """Asks the GPU every quarter of a second how busy it is, while training continues."""
 
     def __enter__(self) -> Watch:
         import torch

@@ -28,9 +28,9 @@ from _samsum import (
     ratio,
     recipe,
     rows,
+    shown,
     source,
     table,
-    told,
     with_cpu,
     write_rows,
 )
@@ -102,9 +102,9 @@ def compare(methods: list[str], count: int, pairs: int) -> None:
             for _ in range(pairs):
                 for name, options in {"ftkit, same batches": PADDED, "ftkit, as it chooses": {}}.items():
                     run = prepared(data, Path(folder, "runs"), PLUGINS[method], **options)
-                    found[name].append(told(name, measured(__file__, "--child", "ours", str(run.dir))))
+                    found[name].append(shown(name, measured(__file__, "--child", "ours", str(run.dir))))
                 found["TRL script"].append(
-                    told("TRL", measured(__file__, "--child", "peer", in_our_order(run, data / "peer"), method))
+                    shown("TRL", measured(__file__, "--child", "peer", in_our_order(run, data / "peer"), method))
                 )
         theirs = found["TRL script"]
         keys = ("seconds", "cpu", "peak_mb")
@@ -147,7 +147,7 @@ def layouts(count: int, times: int) -> None:
         for _ in range(times):
             for name, layout in options.items():
                 run = prepared(data, Path(folder, "runs"), "trl-sft-lora", **layout)
-                found[name].append(told(name, measured(__file__, "--child", "ours", str(run.dir))))
+                found[name].append(shown(name, measured(__file__, "--child", "ours", str(run.dir))))
     lines = []
     for name, runs in found.items():
         speed, base = (

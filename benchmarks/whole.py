@@ -27,9 +27,9 @@ from _samsum import (
     quiet,
     ratio,
     recipe,
+    shown,
     source,
     table,
-    told,
     with_cpu,
     write_rows,
 )
@@ -109,10 +109,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = write_rows(Path(folder, "data"), train=4 * options.steps, validation=4, test=options.rows)
         for i in range(options.pairs):
-            found["ftkit run"].append(told("ftkit run", ours(data, Path(folder, f"runs-{i}"), options.steps)))
+            found["ftkit run"].append(shown("ftkit run", ours(data, Path(folder, f"runs-{i}"), options.steps)))
             began = time.perf_counter()
             theirs = measured(__file__, "--child", data, options.steps)
-            found["tutorial script"].append(told("tutorial", {**theirs, "seconds": time.perf_counter() - began}))
+            found["tutorial script"].append(shown("tutorial", {**theirs, "seconds": time.perf_counter() - began}))
     packages = ("ftkit", "torch", "transformers", "trl", "peft", "bitsandbytes")
     print(
         f"{setup(*packages)}; {source()}, {options.rows} test rows, {options.steps} steps of 4; the embedded model, QLoRA"

@@ -27,11 +27,15 @@ _POOL = 50  # passes whose examples are sorted together: a larger pool leaves le
 class Order(Sampler[int]):
     """The indices of the examples, epoch by epoch; `batch` consecutive ones share a forward pass.
 
-    `lengths` are in tokens, one per example.
+    `lengths` are in tokens, one per example. `first_batch` is the batch that training began with, where a resumed run
+    has another one: the order of the examples stays that of the beginning.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int, grouped: bool = False) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch: int, seed: int, grouped: bool = False, first_batch: int | None = None
+    ) -> None:
         self.lengths, self.batch, self.seed, self.grouped = lengths, batch, seed, grouped
+        self.first_batch = first_batch or batch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,15 +50,19 @@ class Order(Sampler[int]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Return the forward passes of an epoch as lists of indices; the last may be short."""
+        order = [i for batch in self._first_batches(epoch) for i in batch]
+        return [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
+
+    def _first_batches(self, epoch: int) -> list[list[int]]:
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order: list[int] = torch.randperm(len(self.lengths), generator=random).tolist()
         if not self.grouped:
-            return [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-        pool = self.batch * _POOL
+            return [order[i : i + self.first_batch] for i in range(0, len(order), self.first_batch)]
+        pool = self.first_batch * _POOL
         by_length: list[int] = []
         for i in range(0, len(order), pool):
             by_length += sorted(order[i : i + pool], key=lambda n: self.lengths[n])
-        batches = [by_length[i : i + self.batch] for i in range(0, len(by_length), self.batch)]
+        batches = [by_length[i : i + self.first_batch] for i in range(0, len(by_length), self.first_batch)]
         *whole, last = batches
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=random).tolist()]
         return [*shuffled, last]  # a short pass must be the last: the Trainer splits the flat order into passes
@@ -105,14 +113,18 @@ class Layout:
     pad_share: float
 
 
-def choose_layout(options: TrainOptions, lengths: Sequence[int], seed: int, obstacle: str | None) -> Layout:
+def choose_layout(
+    options: TrainOptions, lengths: Sequence[int], seed: int, obstacle: str | None, batch: int | None = None
+) -> Layout:
     """Choose the layout from the lengths (in tokens); `obstacle` says why this model cannot be packed, or is None.
+
+    `batch` is the number of examples of a forward pass at the beginning of training, where a resumed run has another.
 
     What the recipe sets is done, except that grouping replaces packing where packing is not possible. With "auto",
     random passes are padded where less than 5 % of their tokens would be padding; otherwise they are packed, where
     the model allows it; otherwise they are grouped, where that halves the padding.
     """
-    random, sorted_ = (Order(lengths, options.micro_batch_size, seed, grouped) for grouped in (False, True))
+    random, sorted_ = (Order(lengths, batch or options.micro_batch_size, seed, grouped) for grouped in (False, True))
     share, grouped_share = random.pad_share(), sorted_.pad_share()
     padding = f"{share:.0%} of the tokens in random batches would be padding"
     if options.sample_packing is True and obstacle is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,23 +17,25 @@ from ftkit.errors import InputError, RunFailed
 from ftkit.records import Finding, GenerationConfig, Rendered, Task
 
 from ._batches import Order
+from ._check_launch import launch_findings
 from ._check_settings import (
     adapter_findings,
-    adapter_layers,
     attention_findings,
     context_findings,
     position_findings,
     schedule_findings,
     vocabulary_findings,
 )
-from ._model import device, dtype, load_config, load_tokenizer, own_generation, skeleton
+from ._continued import Start, start_findings
+from ._fit import Estimator, facts, size_findings
+from ._gguf import dequantised
+from ._model import device, gguf_file, load_config, load_tokenizer, own_generation, skeleton
 from ._own_generation import clean_config, saved_config, try_to_save, unused_settings
 from ._render import Chat
 from .options import TrainOptions
 
 if TYPE_CHECKING:
     from . import TrlSftLora
-    from .options import LoraOptions
 
 _TOO_LONG = 3 * 3600.0  # seconds on a CPU beyond which a run needs allow_slow
 
@@ -39,12 +43,18 @@ _TOO_LONG = 3 * 3600.0  # seconds on a CPU beyond which a run needs allow_slow
 def findings(backend: TrlSftLora, task: Task | None, trains: bool = True) -> Iterator[Finding]:
     """Yield what would stop the run or make its result useless; `trains` False looks at the untouched model alone."""
     options = backend.options
+    yield from start_findings(backend)
     if trains:
         yield from _training_findings(options, task)
         yield from schedule_findings(options, task)
+        yield from launch_findings(backend, task)
     if backend.quantised and device().type == "mps":
         yield Finding(
-            "error", "4-bit training does not work on Apple GPUs", "use plugin trl-sft-lora", "backend.plugin"
+            "error",
+            "4-bit training does not work on Apple GPUs",
+            "use plugin trl-sft-lora",
+            "backend.plugin",
+            here=True,
         )
     try:
         model = _skeleton(options)
@@ -55,9 +65,13 @@ def findings(backend: TrlSftLora, task: Task | None, trains: bool = True) -> Ite
             hint += "\n  this machine has no GPU: `ftkit run quickstart` works on a CPU without any download"
         yield Finding("error", error.message, hint.strip() or None, "backend.base_model")
         return
+    gguf = gguf_file(options)
+    if gguf is not None:
+        yield from _gguf_findings(gguf, backend)
     config = load_config(options)
+    yield from _template_findings(tokenizer, backend.start)
     yield from _generation_findings(tokenizer, options, task, trains)
-    yield from attention_findings(options, config)
+    yield from attention_findings(options, config, here=backend.machine is None)
     if trains:
         yield from position_findings(options, config, model)
     try:
@@ -70,7 +84,33 @@ def findings(backend: TrlSftLora, task: Task | None, trains: bool = True) -> Ite
         yield from context_findings(chat, config, task, options, trains)
     if backend.adapter and trains:
         yield from adapter_findings(model, options)
-    yield from _size_findings(estimate(backend, task, trains), options)
+    estimator = Estimator(backend, task, trains)
+    yield from _speed_findings(_estimated(estimator, task), options)
+    yield from size_findings(estimator)
+
+
+def _template_findings(tokenizer: PreTrainedTokenizerBase, start: Start | None) -> Iterator[Finding]:
+    """Yield that the model of another run was trained with another chat template than it is trained with here."""
+    here = hashlib.sha256(str(tokenizer.get_chat_template()).encode()).hexdigest()
+    if start is not None and start.template not in (None, here):
+        yield Finding(
+            "warning",
+            f"the chat template is not the one that the run {start.run.name} was trained with",
+            "set backend.chat_template as that run has it",
+            "backend.chat_template",
+        )
+
+
+def _gguf_findings(file: Path, backend: TrlSftLora) -> Iterator[Finding]:
+    """Yield that the weights of a GGUF file are dequantised: they are not those that the model was published with."""
+    how = dequantised(file)
+    if how is not None:
+        again = ", then quantised to 4 bits" if backend.quantised else ""
+        yield Finding(
+            "note",
+            f"the weights of {file.name} are {how}{again}: the scores are those of these weights, not of the original model",
+            key="backend.base_model",
+        )
 
 
 def _training_findings(options: TrainOptions, task: Task | None) -> Iterator[Finding]:
@@ -89,10 +129,10 @@ def _training_findings(options: TrainOptions, task: Task | None) -> Iterator[Fin
         )
 
 
-def _size_findings(found: dict[str, Any], options: TrainOptions) -> Iterator[Finding]:
-    """Yield where the estimate says that this machine is too slow or too small."""
+def _speed_findings(found: dict[str, Any], options: TrainOptions) -> Iterator[Finding]:
+    """Yield where the estimate says that this machine is too slow."""
     seconds = found.get("seconds")
-    if device().type == "cpu" and seconds and seconds > _TOO_LONG and not options.allow_slow:
+    if seconds and seconds > _TOO_LONG and not options.allow_slow:
         yield Finding(
             "error",
             f"this machine has no GPU, and a model of {found['parameters'] / 1e9:.2f}B parameters would take about "
@@ -100,14 +140,7 @@ def _size_findings(found: dict[str, Any], options: TrainOptions) -> Iterator[Fin
             "run it on a GPU; or try `ftkit run quickstart`, a smaller backend.base_model, fewer backend.max_steps; "
             "or start it all the same with --set backend.allow_slow=true",
             "backend.base_model",
-        )
-    memory = found.get("memory_bytes")
-    if device().type == "cuda" and memory and memory > torch.cuda.mem_get_info()[0]:
-        free = torch.cuda.mem_get_info()[0]
-        yield Finding(
-            "warning",
-            f"needs about {memory / 1e9:.1f} GB (a rough estimate), and this GPU has {free / 1e9:.1f} GB free",
-            "lower backend.micro_batch_size or backend.sequence_len, or set backend.activation_checkpointing: true",
+            here=True,
         )
 
 
@@ -175,43 +208,34 @@ def refuse_masked(collate: Callable[[list[dict[str, Any]]], Any], rows: Sequence
 
 
 def estimate(backend: TrlSftLora, task: Task | None, trains: bool = True) -> dict[str, Any]:
-    """Return rough `parameters`, `memory_bytes`, `seconds` of the whole run, or `not_estimated` and why.
+    """Return `parameters`, the memory (docs/memory.md), rough `seconds` of the whole run; or `not_estimated` and why.
 
-    Floating-point operations: 2 per parameter and token forward, 4 more backward. Memory: weights,
-    16 bytes per trained parameter (value, gradient, two moments), activations, logits. Not calibrated.
-    `pad_share` (0..1) is the share of padding in random batches that are padded. `trains` False counts the answers
-    of the untouched model alone.
+    `memory_bytes` are of one device, `memory_parts` say where they go, `memory` says whether they fit. Operations are
+    2 per parameter and token forward, 4 more backward. `pad_share` (0..1) is the share of padding in random batches
+    that are padded. `trains` False counts the answers of the untouched model alone.
     """
-    options = backend.options
     try:
-        config, model = load_config(options).get_text_config(), _skeleton(options)
+        estimator = Estimator(backend, task, trains)
     except InputError as error:
-        return {"not_estimated": f"the size of {options.base_model!r} is not known ({error.message})"}
-    parameters = sum(p.numel() for p in model.parameters())
-    hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
-    width = torch.empty(0, dtype=dtype(options)).element_size()
-    embeddings = vocabulary * hidden
-    weights = embeddings * width + (parameters - embeddings) * (0.55 if backend.quantised else width)
-    trained = parameters if not backend.adapter else _adapter_parameters(model, options)
-    batch_tokens = options.micro_batch_size * options.sequence_len
-    activations = batch_tokens * (
-        layers * hidden * 34 * (0.15 if options.activation_checkpointing else 1) + vocabulary * 8
-    )
-    training = 16 * trained + activations if trains else 0.0
-    facts: dict[str, Any] = {"parameters": parameters, "memory_bytes": int(weights + training)}
+        return {"not_estimated": f"the size of {backend.options.base_model!r} is not known ({error.message})"}
+    return _estimated(estimator, task)
+
+
+def _estimated(estimator: Estimator, task: Task | None) -> dict[str, Any]:
+    options, trains = estimator.options, estimator.trains
+    parameters = sum(p.numel() for p in estimator.model.parameters())
+    found: dict[str, Any] = {"parameters": parameters, **facts(estimator)}
     lengths = _lengths(task, options.sequence_len) if task is not None else []
     if lengths and trains:
-        facts["pad_share"] = round(Order(lengths, options.micro_batch_size, seed=0).pad_share(), 3)
-    if task is not None and lengths and device().type == "cpu":
-        steps = options.max_steps or options.num_epochs * len(task.train) / (
-            options.micro_batch_size * options.gradient_accumulation_steps
-        )
+        found["pad_share"] = round(Order(lengths, options.micro_batch_size, seed=0).pad_share(), 3)
+    if task is not None and lengths and not estimator.place.gpu:
+        steps = options.max_steps or options.num_epochs * len(task.train) / options.step_examples
         per_example = sum(lengths) / len(lengths)
-        trained_tokens = steps * options.micro_batch_size * options.gradient_accumulation_steps * per_example
-        measured_tokens = (2 if trains else 1) * len(task.test) * (per_example + 64)
+        trained_tokens = steps * options.step_examples * per_example
+        measured_tokens = (2 if trains else 1) * len(task.measured) * (per_example + 64)
         operations = 2 * parameters * (3 * trained_tokens * trains + measured_tokens)
-        facts["seconds"] = round(operations / _operations_per_second(), 1)
-    return facts
+        found["seconds"] = round(operations / _operations_per_second(), 1)
+    return found
 
 
 def _skeleton(options: TrainOptions) -> Any:
@@ -219,13 +243,9 @@ def _skeleton(options: TrainOptions) -> Any:
     return skeleton(load_config(options), options)
 
 
-def _adapter_parameters(model: Any, options: LoraOptions) -> int:
-    return sum(options.lora_r * (inputs + outputs) for inputs, outputs in adapter_layers(model, options))
-
-
 def _lengths(task: Task, limit: int) -> list[int]:
     """Return the training examples' rough lengths in tokens: about three characters each, at most `limit`."""
-    rows = task.train or task.test
+    rows = task.train or task.measured
     return [
         min(limit, (sum(len(m.content) for m in e.messages) + len(e.targets[0])) // 3 + 1) for e in rows if e.messages
     ]

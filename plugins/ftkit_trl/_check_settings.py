@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from ftkit.errors import InputError
 from ftkit.records import Example, Finding, Task
@@ -18,12 +17,12 @@ from ftkit.text import nearest
 
 from ._model import context_length, device
 from ._render import Chat
+from ._shape import LINEAR, is_named
 from .options import TrainOptions
 
 if TYPE_CHECKING:
     from .options import LoraOptions
 
-_LINEAR = torch.nn.Linear | Conv1D  # Conv1D: GPT-2's linear layer, whose weight is transposed
 _DEFAULT_OPTIMIZER = "adamw_torch"
 
 
@@ -33,7 +32,7 @@ def schedule_findings(options: TrainOptions, task: Task | None) -> Iterator[Find
     rows = len(task.train) if task is not None else 0
     steps = options.max_steps
     if steps is None and rows:
-        per_epoch = math.ceil(math.ceil(rows / options.micro_batch_size) / options.gradient_accumulation_steps)
+        per_epoch = math.ceil(rows / options.step_examples)
         steps = math.ceil(options.num_epochs * per_epoch)
     if steps and options.warmup_steps >= steps:
         yield Finding(
@@ -70,8 +69,11 @@ def _optimizer_findings(options: TrainOptions) -> Iterator[Finding]:
             )
 
 
-def attention_findings(options: TrainOptions, config: Any) -> Iterator[Finding]:
-    """Yield why this attention implementation cannot be used: it is unknown, or its package or GPU is missing."""
+def attention_findings(options: TrainOptions, config: Any, here: bool = True) -> Iterator[Finding]:
+    """Yield why this attention implementation cannot be used: it is unknown, or its package or GPU is missing.
+
+    `here` False asks about another machine, which has a GPU.
+    """
     name = options.attn_implementation
     if not name:
         return
@@ -83,7 +85,7 @@ def attention_findings(options: TrainOptions, config: Any) -> Iterator[Finding]:
             )
     except Exception as error:  # each implementation has checks of its own
         problem = " ".join(str(error).split())[:240]
-    if problem is None and "flash" in name and device().type == "cpu":
+    if problem is None and "flash" in name and device().type == "cpu" and here:
         problem = "it needs a GPU"
     if problem is not None:
         near = nearest(name, ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"))
@@ -127,7 +129,7 @@ def vocabulary_findings(
         return
     used = {tokenizer.pad_token_id, *chat.ends, *chat.header_ids}
     sample = Example("", chat.probe, ("",))
-    prompts = [sample, *(task.test if task else ())]
+    prompts = [sample, *(task.measured if task else ())]
     for ids in _prompts(chat, prompts):
         used.update(ids)
     for row in chat.render([*task.train, *task.validation] if task else []):
@@ -155,7 +157,7 @@ def context_findings(
         return
     answer = task.generation.max_new_tokens
     room = positions - answer
-    measured: list[Example] = list(task.test)
+    measured: list[Example] = list(task.measured)
     if trains and options.eval_steps:
         measured += task.validation[: options.eval_samples]
     lengths = [len(ids) for ids in _prompts(chat, _may_be_long(measured, room))]
@@ -207,28 +209,16 @@ def _may_be_long(examples: Sequence[Example], room: int) -> list[Example]:
 # ---------------------------------------------------------------- layers with an adapter
 
 
-def adapter_layers(model: Any, options: LoraOptions) -> list[tuple[int, int]]:
-    """Return inputs and outputs of each layer that gets an adapter."""
-    wanted, head = options.lora_target_modules, model.get_output_embeddings()
-    chosen = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, _LINEAR)
-        and (module is not head if wanted == "all-linear" else any(_is_named(name, w) for w in wanted))
-    ]
-    return [tuple(m.weight.shape) if isinstance(m, Conv1D) else (m.in_features, m.out_features) for m in chosen]
-
-
 def adapter_findings(model: Any, options: LoraOptions) -> Iterator[Finding]:
     """Yield the layers that are to get an adapter and that the model does not have, or that cannot be trained so."""
     wanted = options.lora_target_modules
     if wanted == "all-linear":
         return
     head = model.get_output_embeddings()
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _LINEAR)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
     usable = sorted({name.rsplit(".", 1)[-1] for name, module in layers.items() if module is not head})
     for name in wanted:
-        found = [module for path, module in layers.items() if _is_named(path, name)]
+        found = [module for path, module in layers.items() if is_named(path, name)]
         if not found:
             near = nearest(name, usable)
             known = f"it has: {', '.join(usable)}"
@@ -242,8 +232,3 @@ def adapter_findings(model: Any, options: LoraOptions) -> Iterator[Finding]:
                 f"remove it from backend.lora_target_modules; choose from: {', '.join(usable)}",
                 "backend.lora_target_modules",
             )
-
-
-def _is_named(path: str, name: str) -> bool:
-    """Return whether peft finds the layer at `path` by this name: the last parts of the path agree."""
-    return path == name or path.endswith("." + name)

@@ -57,16 +57,23 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class StopFlag(StoppingCriteria):  # type: ignore[misc]
-    """Ends a running generation once its `event` is set, from another thread: nobody reads the result any more."""
+    """Ends a running generation once its `event` is set, from another thread: no thread reads the result any more.
 
-    def __init__(self) -> None:
+    `on_tokens` is called with the new tokens of the first row after each of them.
+    """
+
+    def __init__(self, on_tokens: Callable[[list[int]], None] | None = None) -> None:
         self.event = threading.Event()
+        self.on_tokens = on_tokens
+        self.width = 0  # tokens of the prompt
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        if self.on_tokens is not None:
+            self.on_tokens(input_ids[0, self.width :].tolist())
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int, ends: Sequence[int],
     stop: StopFlag, stops: StopStrings | None = None, **arguments: Any,
@@ -76,7 +83,7 @@ def decode(
     `ids` and `mask` are left-padded, (B, T). `ends` are the ids of end tokens. A row also ends with one of the
     `stops`. `arguments` are those of `model.generate`. Rows that have ended leave the batch.
     """
-    width = ids.shape[1]
+    width = stop.width = ids.shape[1]
     criteria = StoppingCriteriaList([stop, *([stops.criteria(width)] if stops else [])])
     cache = _cache(model)
     step = new_tokens if cache is None else _STEP

@@ -1,4 +1,4 @@
-"""Choose one GPU where several are visible: training and generation use one device. Light: imports no torch.
+"""Choose one GPU where several are visible: one process uses one device. Light: imports no torch.
 
 TRL refuses to train in one process that sees several GPUs, unless a distributed launcher starts one process per GPU.
 `use_one_gpu` must run before CUDA starts in this process: CUDA reads CUDA_VISIBLE_DEVICES once.
@@ -11,6 +11,7 @@ import re
 import subprocess
 from functools import cache
 
+_ALL = "FTKIT_VISIBLE_GPUS"  # all GPUs that were visible before `use_one_gpu` chose one; processes that it starts inherit it
 _SECONDS = 20.0  # that nvidia-smi may take; its driver can take several to wake up
 
 
@@ -26,6 +27,7 @@ def use_one_gpu() -> str | None:
     visible = visible_gpus()
     if len(visible) < 2:
         return None
+    os.environ[_ALL] = ",".join(visible)
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[0]
     return (
         f"{len(visible)} GPUs are visible ({', '.join(visible)}), and this backend uses one: GPU {visible[0]}. "
@@ -36,9 +38,9 @@ def use_one_gpu() -> str | None:
 def visible_gpus() -> list[str]:
     """Return the GPUs that CUDA may use, as CUDA_VISIBLE_DEVICES names them; does not start CUDA.
 
-    Without CUDA_VISIBLE_DEVICES, counts what `nvidia-smi -L` lists; an empty list where there is no such program.
+    After `use_one_gpu` these are still all that were visible before. Without CUDA_VISIBLE_DEVICES, counts what `nvidia-smi -L` lists; an empty list where there is no such program.
     """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get(_ALL, os.environ.get("CUDA_VISIBLE_DEVICES"))
     if named is None:
         return [str(n) for n in range(_installed_gpus())]
     gpus: list[str] = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import queue
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,9 +17,12 @@ from ftkit.api import Run, Session
 from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from ._decode import StopFlag, decode, in_parallel
-from ._model import context_length, generation_end_tokens, load_model, load_tokenizer, peak_memory
+from ._model import context_length, dtype, generation_end_tokens, load_model, load_tokenizer, peak_memory
+from ._remedies import ANSWERING
 from ._render import Chat, truncate_middle
+from ._shared import Weights
 from ._stop import StopStrings
+from ._world import is_sharded
 from .options import TrainOptions
 
 if TYPE_CHECKING:
@@ -36,8 +41,23 @@ class _Prompt(NamedTuple):
 class TrlSession(Session):
     """A model that is loaded on this machine."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        options: TrainOptions,
+        weights: Weights | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        """`weights`: where other sessions may share those of `model`, with this session's `adapter` in them.
+
+        None: the model computes as it is, such as one that is being trained.
+        """
         self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.weights, self.adapter = weights, adapter
+        self.on_tokens: Callable[[list[int]], None] | None = (
+            None  # called with the new tokens of a batch's first prompt
+        )
         self.truncated_prompts = 0  # so far
         self.stop = StopFlag()
         self.chat = Chat(tokenizer, options)
@@ -48,8 +68,9 @@ class TrlSession(Session):
     ) -> Iterator[list[Prediction]]:
         """Yield `generation.samples` predictions per example. A CPU generates for parts of batches in parallel."""
         greedy = generation.temperature == 0
-        parallel = greedy and self.model.device.type == "cpu"  # sampling: a batch's random numbers are one sequence
-        stop = self.stop = StopFlag()
+        # Sampling: a batch's random numbers are one sequence. The processes of a sharded model keep in step.
+        parallel = greedy and self.model.device.type == "cpu" and not is_sharded(self.model)
+        stop = self.stop = StopFlag(self.on_tokens)
         stops = StopStrings(self.tokenizer, generation.stop) if generation.stop else None
         arguments = _arguments(generation)
 
@@ -76,16 +97,56 @@ class TrlSession(Session):
             size = math.ceil(len(prompts) / count)
             return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
-        # Tokenizers are not thread-safe: this thread makes all prompts and decodes all texts.
-        for group, results in in_parallel(generate_part, map(parts, batches), stop.event.set, 4 if parallel else 1):
-            predictions = {
-                prompt.position: self.predictions(
-                    prompt, rows[i * generation.samples :][: generation.samples], seconds, stops
-                )
-                for part, (rows, seconds) in zip(group, results, strict=True)
-                for i, prompt in enumerate(part)
-            }
-            yield [prediction for position in sorted(predictions) for prediction in predictions[position]]
+        try:
+            with self.answering():
+                # Tokenizers are not thread-safe: this thread makes all prompts and decodes all texts.
+                for group, results in in_parallel(
+                    generate_part, map(parts, batches), stop.event.set, 4 if parallel else 1
+                ):
+                    predictions = {
+                        prompt.position: self.predictions(
+                            prompt, rows[i * generation.samples :][: generation.samples], seconds, stops
+                        )
+                        for part, (rows, seconds) in zip(group, results, strict=True)
+                        for i, prompt in enumerate(part)
+                    }
+                    yield [prediction for position in sorted(predictions) for prediction in predictions[position]]
+        except Exception as error:
+            error.add_note(ANSWERING)  # where memory ran out, fewer prompts at once may help
+            raise
+
+    def stream(self, example: Example, generation: GenerationConfig) -> Generator[str, None, Prediction]:
+        """Yield the answer piece by piece, as `generate` answers a batch of this example alone."""
+        (prompt,) = self.prompts([example], generation)
+        self.truncated_prompts += prompt.truncated  # before the first piece: see `Session.stream`
+        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        reader = Partial(self.tokenizer, self.ends, generation.stop, pieces.put)
+
+        def whole() -> Prediction:
+            try:
+                (prediction,) = (p for batch in self.generate([[example]], generation) for p in batch)
+                return prediction
+            finally:
+                pieces.put(None)
+
+        self.on_tokens = reader.read  # the tokens come in the thread that generates, while this one waits for pieces
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                future = pool.submit(whole)
+                while (piece := pieces.get()) is not None:
+                    yield piece
+                prediction = future.result()
+                self.truncated_prompts -= prompt.truncated  # `generate` has counted it, too
+            finally:
+                self.stop.event.set()
+                self.on_tokens = None
+        if prediction.text.startswith(reader.shown) and (rest := prediction.text[len(reader.shown) :]):
+            yield rest
+        return prediction
+
+    def answering(self) -> contextlib.AbstractContextManager[None]:
+        """Let this session's own adapter, or none, compute until the block ends."""
+        return self.weights.answering(self.adapter) if self.weights is not None else contextlib.nullcontext()
 
     def prompts(self, batch: Sequence[Example], generation: GenerationConfig) -> list[_Prompt]:
         """Return the examples with their prompts, truncated in the middle where the context has no room."""
@@ -121,10 +182,11 @@ class TrlSession(Session):
     def loss(self, batch: Sequence[Example]) -> list[float]:
         """Return each example's mean loss in nats per target token."""
         losses = []
-        for shown in self.chat.render(batch):
-            ids = torch.tensor([shown.ids], device=self.model.device)  # (1, T)
-            logits = self.model(input_ids=ids).logits[0, shown.n_prompt - 1 : -1].float()  # (target tokens, vocabulary)
-            losses.append(torch.nn.functional.cross_entropy(logits, ids[0, shown.n_prompt :]).item())
+        with self.answering():
+            for shown in self.chat.render(batch):
+                ids = torch.tensor([shown.ids], device=self.model.device)  # (1, T)
+                logits = self.model(input_ids=ids).logits[0, shown.n_prompt - 1 : -1]  # (target tokens, vocabulary)
+                losses.append(torch.nn.functional.cross_entropy(logits.float(), ids[0, shown.n_prompt :]).item())
         return losses
 
     def stats(self) -> dict[str, Any]:
@@ -160,17 +222,73 @@ def _batch_seed(generation: GenerationConfig, first: Example) -> int:
     return zlib.crc32(f"{generation.seed} {first.id}".encode("utf-8", "surrogatepass"))
 
 
+class Partial:
+    """The text of an answer so far, without what further tokens could still change."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], stops: Sequence[str], give: Callable[[str], None]
+    ) -> None:
+        self.tokenizer, self.ends, self.stops, self.give = tokenizer, set(ends), stops, give
+        self.shown = ""
+
+    def read(self, tokens: list[int]) -> None:
+        """Give the text that is new with these tokens of the answer."""
+        text = self.tokenizer.decode([t for t in tokens if t not in self.ends], skip_special_tokens=True).lstrip()
+        cut = min((text.index(stop) for stop in self.stops if stop in text), default=len(text))
+        held = max((n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        text = text[: min(cut, len(text) - held)].rstrip("\ufffd").rstrip()  # a character may lack its last bytes
+        if text.startswith(self.shown) and text != self.shown:
+            self.give(text[len(self.shown) :])
+            self.shown = text
+
+
+def sharing_key(backend: TrlSftLora, ref: ModelRef) -> tuple[Any, ...] | None:
+    """Return what must agree for two models to share the weights of a base model; None where `ref` shares none."""
+    options = backend.options
+    if ref.meta.get("trained") or (backend.start is not None and not backend.adapter):
+        return None
+    shared = (options.base_model, options.revision, options.trust_remote_code, options.attn_implementation)
+    return (*shared, backend.quantised, str(dtype(options)))
+
+
 @contextlib.contextmanager
 def open_session(backend: TrlSftLora, ref: ModelRef, run: Run) -> Iterator[TrlSession]:
     """Load `ref` and its tokenizer; free the memory afterwards. Raises as `load_model` does."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    model = load_model(backend, ref, run).eval()
-    session = TrlSession(model, load_tokenizer(backend.options), backend.options)
+    weights = Weights(load_model(backend, ref, run).eval(), sharing_key(backend, ref))
+    adapter = "default" if hasattr(weights.model, "peft_config") else None
+    session = TrlSession(weights.model, load_tokenizer(backend.options), backend.options, weights, adapter)
     try:
         yield session
     finally:
         session.stop.event.set()  # the reader of the predictions may have left while a part is running
-        del model, session
+        del weights, session
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _beside(weights: Weights, adapter: str | None, backend: TrlSftLora) -> Iterator[TrlSession]:
+    session = TrlSession(weights.model, load_tokenizer(backend.options), backend.options, weights, adapter)
+    try:
+        yield session
+    finally:
+        session.stop.event.set()
+        if adapter is not None:
+            weights.detach(adapter)
+
+
+def open_beside(
+    loaded: Session, backend: TrlSftLora, ref: ModelRef, run: Run
+) -> contextlib.AbstractContextManager[TrlSession] | None:
+    """Return a session in the memory of a loaded one, or None where they do not share a base model."""
+    if not isinstance(loaded, TrlSession) or loaded.weights is None or loaded.weights.key is None:
+        return None
+    if loaded.weights.key != sharing_key(backend, ref):
+        return None
+    folder = run.resolve_uri(ref.uri) if ref.kind == "adapter" else None
+    if folder is None and backend.start is not None and backend.start.is_adapter:
+        folder = backend.start.folder
+    adapter = loaded.weights.attach(folder) if folder is not None else None
+    return _beside(loaded.weights, adapter, backend)

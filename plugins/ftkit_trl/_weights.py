@@ -14,6 +14,8 @@ from transformers import GenerationConfig
 from ftkit.api import Run
 from ftkit.errors import RunFailed
 
+from ._world import World, is_sharded, whole, whole_state
+
 _VALUES = 4096  # compared per tensor, spread over it: enough to see a change, without a second copy of the model
 _UNCHANGED = 1e-9  # root mean square of a change that fp32 cannot even add to a weight of usual size (0.02)
 
@@ -21,19 +23,26 @@ _UNCHANGED = 1e-9  # root mean square of a change that fp32 cannot even add to a
 def sample_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return up to some 4,096 values (fp32, on the CPU) of each trainable tensor, by the name it is saved under."""
     return {
-        name.replace(".default.", "."): _sampled(parameter.data)
+        name.replace(".default.", "."): _sampled(whole(parameter))
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
 
 
-def save_model(model: Any, folder: Path, generation: GenerationConfig) -> None:
-    """Save the adapter, or all weights with config and `generation` as its generation config, as safetensors."""
-    if hasattr(model, "peft_config"):
+def save_model(model: Any, folder: Path, generation: GenerationConfig, world: World) -> None:
+    """Save the adapter, or all weights with config and `generation` as its generation config, as safetensors.
+
+    All processes call it, and the main process writes; the parts of a sharded model are put together first.
+    """
+    adapter = hasattr(model, "peft_config")
+    state = whole_state(model, trainable=adapter, keep=world.is_main) if is_sharded(model) else None
+    if not world.is_main:
+        return
+    if adapter:
         # "auto" would send a request to the hub, and would add whole embeddings to an adapter of `lm_head`.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
         generation.save_pretrained(folder)
 
 
@@ -67,7 +76,7 @@ def check_weights_changed(before: dict[str, torch.Tensor], folder: Path, run: Ru
         )
 
 
-def check_attached(model: Any, folder: Path) -> None:
+def check_attached(model: Any, folder: Path, adapter: str = "default") -> None:
     """Raise RunFailed unless the loaded model holds every tensor of the saved adapter, and no other adapter tensor.
 
     peft itself only warns, and continues with the untouched base model.
@@ -75,7 +84,9 @@ def check_attached(model: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
     saved = {name for name, _ in _saved(folder)}
-    loaded = set(get_peft_model_state_dict(model, save_embedding_layers=False))  # True would send a request to the hub
+    loaded = set(
+        get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    )  # True would send a request to the hub
     unmatched = sorted(saved ^ loaded)
     if unmatched or not saved:
         example = f", such as {unmatched[0]}" if unmatched else ""
