@@ -7,15 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ..intervals import percent
-from ..records import Delta, Metric, System
+from ..lang import joined, msg, tr
+from ..records import Delta, Example, Metric, System
 from ..stats import clusters_of, holm, holm_levels, paired_deltas, paired_interval
-from ..text import Scale, p_equals, scale_for
+from ..text import Scale, p_equals
+from .headline import FINAL, best_title, primary_scale, ranked, sentence_on
 from .measured import Measured
 from .seeds import about, claim, no_claim, parts, scored, seeds_in_words, systems_of, widen
 
 UNSCORED_LIMIT = 0.02  # with a larger share of failed answers no verdict is given
 SIGNIFICANCE = 0.05
-_FINAL = ("tuned", "external")  # roles of what somebody would use in the end
+FEW = 3  # comparisons of recipes that are described one by one
 
 
 def primary_of(measured: Sequence[Measured]) -> str | None:
@@ -29,7 +31,7 @@ def _comparisons(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]
     A further measurement that a backend defines (a checkpoint, say) is compared with its run's base.
     """
     pairs = []
-    finals = [m for m in measured if m.system.role in _FINAL]
+    finals = [m for m in measured if m.system.role in FINAL]
     bases = [m for m in measured if m.system.role == "baseline"]
     for role in ("baseline", "control"):
         for m in finals:
@@ -49,10 +51,14 @@ def deltas_of(measured: Sequence[Measured], primary: str | None, warnings: list[
     The primary metric's differences are corrected for their number: each p-value by Holm, and each interval by the level
     at which Holm tests its p-value.
     """
+    of_data = data_metrics(measured)
     compared = [
-        (a, b, name) for a, b in _comparisons(measured) for name in b.system.metrics if name in a.system.metrics
+        (a, b, name)
+        for a, b in _comparisons(measured)
+        for name in b.system.metrics
+        if name in a.system.metrics and (name == primary or name not in of_data)
     ]
-    clusters = _clusters(measured)
+    clusters = clusters_of(known_examples(measured))
     pairs = [(a.means(name), b.means(name)) for a, b, name in compared]
     units = [b.system.metrics[name].unit for _, b, name in compared]
     deltas: list[Delta] = []
@@ -83,19 +89,39 @@ def deltas_of(measured: Sequence[Measured], primary: str | None, warnings: list[
         a, b = by_name[d.from_], by_name[d.to]
         unscored = _too_many_unscored(systems_of(a, b), d.metric)
         if unscored:
-            warnings.append(f"No verdict on {d.to} against {d.from_}: {unscored}")
+            subject = sentence_on("", d.to, d.from_)
+            warnings.append(tr("{title}: {text}", title=subject, text=unscored))
         else:
-            deltas[i] = claim(replace(d, verdict=_word(d, b.system.metrics[d.metric].higher_is_better)), a, b)
+            deltas[i] = claim(replace(d, verdict=word_of(d, b.system.metrics[d.metric].higher_is_better)), a, b)
     return deltas
 
 
-def _clusters(measured: Sequence[Measured]) -> dict[str, str]:
-    """Return which examples repeat an input, by the ids of the first system (`match_examples` gave all others those)."""
+def data_metrics(measured: Sequence[Measured]) -> list[str]:
+    """Return the metrics that are a property of the data, such as the length of the reference: no model changes them.
+
+    Neither way of such a metric is better, and each row has one value whatever was answered.
+    """
+    compared = [m for m in measured if m.system.role != "extra"]
+    if len(compared) < 2 or all(same_answers(compared[0], part) for m in compared[1:] for part in parts(m)):
+        return []
+    first = compared[0]
+    undirected = [name for name, metric in first.system.metrics.items() if metric.higher_is_better is None]
+    return [name for name in undirected if all(_same_values(first, m, name) for m in compared[1:])]
+
+
+def _same_values(a: Measured, b: Measured, metric: str) -> bool:
+    ours, theirs = a.means(metric), b.means(metric)
+    common = ours.keys() & theirs.keys()
+    return bool(common) and all(abs(ours[i] - theirs[i]) < 1e-9 for i in common)
+
+
+def known_examples(measured: Sequence[Measured]) -> list[Example]:
+    """Return the rows with their inputs, by the ids of the first system (`match_examples` gave all others those)."""
     if not measured:
-        return {}
+        return []
     ids = {e.id for e in measured[0].examples}
     known = (m.examples for m in measured if any(e.input.strip() for e in m.examples))
-    return clusters_of(next((found for found in known if ids >= {e.id for e in found}), measured[0].examples))
+    return next((found for found in known if ids >= {e.id for e in found}), measured[0].examples)
 
 
 def _decided(delta: Delta) -> tuple[bool, bool] | None:
@@ -110,7 +136,7 @@ def _decided(delta: Delta) -> tuple[bool, bool] | None:
     return by_p, by_p if delta.low is None or delta.high is None else not delta.low <= 0 <= delta.high
 
 
-def _word(delta: Delta, higher_is_better: bool | None) -> str:
+def word_of(delta: Delta, higher_is_better: bool | None) -> str:
     decided = _decided(delta)
     if higher_is_better is None or decided is None:
         return ""
@@ -128,92 +154,130 @@ def verdict_of(
     """
     by_name = {m.system.name: m for m in measured}
     lines = [d for d in deltas if d.metric == primary and by_name[d.from_].system.role == "baseline"]
-    lines = [d for d in lines if by_name[d.to].system.role in _FINAL]
-    finals = [m.system.name for m in measured if m.system.role in _FINAL]
+    lines = [d for d in lines if by_name[d.to].system.role in FINAL]
+    finals = [m.system.name for m in measured if m.system.role in FINAL]
     between = [d for d in deltas if d.metric == primary and d.from_ in finals and d.to in finals]
-    if len(finals) > 2:  # of many pairs, those are shown that differ, and those of recipes with several training seeds
-        differ = [
-            d for d in between if d.verdict in ("better", "worse") or _two_recipes(by_name[d.from_], by_name[d.to])
-        ]
-        shown = differ or ([] if lines else between)
-    else:
-        shown = between
-    if not lines and not shown:
-        stages = {m.system.role for m in measured}
-        if stages == {"external"} and len(finals) == 1:
-            return "No verdict", f"{finals[0]} is alone: nothing was measured that it could be compared with."
-        missing = [role for role in ("baseline", "tuned") if role not in stages]
-        if missing and len(finals) < 2:
-            return "No verdict", f"There is no {' and no '.join(missing)} measurement."
-        return "No verdict", f"No example has a score for {primary!r} in both systems."
-    lines += shown
+    if not lines and not between:
+        return tr("No verdict"), _what_is_missing(measured, finals, primary)
+    scale = primary_scale([m.system for m in measured if m.system.role != "extra"], deltas, primary or "")
+    order = ranked([m for m in measured if m.system.role in FINAL], primary or "")
+    best = order[0].system.name if order else ""
+    title = extra = ""
+    if len(finals) == 2:  # two things are compared: which is better?
+        lines = between + lines
+    elif len(finals) > 2 and any(d.to == best for d in lines):
+        lines.sort(key=lambda d: d.to != best)
+        title, extra = _best_of(lines, by_name, scale)
+        recipes = [d for d in between if _two_recipes(by_name[d.from_], by_name[d.to])]
+        lines += recipes if len(recipes) <= FEW else []  # the page has a matrix of all
+    elif not lines:
+        lines = [d for d in between if d.verdict in ("better", "worse")] or between
+        lines.sort(key=lambda d: best not in (d.from_, d.to))
     deltas.remove(lines[0])
     deltas.insert(0, lines[0])
-    head, *rest = [_sentence(d, by_name[d.from_], by_name[d.to]) for d in lines]
+    head, *rest = [_sentence(d, by_name[d.from_], by_name[d.to], scale) for d in lines]
     if len(finals) > 2 and all(d in between and d.verdict == "no difference shown" for d in lines):
-        names = f"{', '.join(finals[:-1])} and {finals[-1]}"
-        return f"No difference shown between any two of {names}", "\n".join(
-            f"{title}: {text}" for title, text in (head, *rest)
+        title = tr("No difference shown between any two of {names}", names=joined(finals, last=" and "))
+    rest_said = [tr("{title}: {text}", title=name, text=text) for name, text in rest]
+    if title:
+        return title, "\n".join(
+            [*([extra] if extra else []), tr("{title}: {text}", title=head[0], text=head[1]), *rest_said]
         )
-    return head[0], "\n".join([head[1], *(f"{title}: {text}" for title, text in rest)])
+    return head[0], "\n".join([head[1], *rest_said])
+
+
+def _best_of(lines: Sequence[Delta], by_name: dict[str, Measured], scale: Scale) -> tuple[str, str]:
+    """Return the title on several systems with base models; the first of `lines` is the best one's."""
+    judged = {d.to: d.verdict for d in reversed(lines)}
+    best, base = by_name[lines[0].to].system, by_name[lines[0].from_].system
+    return best_title(best, base, lines[0], len(judged), sum(v == "better" for v in judged.values()), scale)
 
 
 def _two_recipes(a: Measured, b: Measured) -> bool:
     return len(parts(a)) > 1 and len(parts(b)) > 1
 
 
-def _sentence(delta: Delta, a: Measured, b: Measured) -> tuple[str, str]:
+def _what_is_missing(measured: Sequence[Measured], finals: Sequence[str], primary: str | None) -> str:
+    stages = {m.system.role for m in measured}
+    if stages == {"external"} and len(finals) == 1:
+        return tr("{name} is alone: nothing was measured that it could be compared with.", name=finals[0])
+    missing = [role for role in ("baseline", "tuned") if role not in stages]
+    if len(missing) == 2 and len(finals) < 2:
+        return tr("There is no baseline and no tuned measurement.")
+    if missing and len(finals) < 2:
+        return (
+            tr("There is no baseline measurement.") if missing == ["baseline"] else tr("There is no tuned measurement.")
+        )
+    return tr("No example has a score for {metric!r} in both systems.", metric=primary)
+
+
+def _sentence(delta: Delta, a: Measured, b: Measured, scale: Scale) -> tuple[str, str]:
     """Return what a difference means, and the numbers that say so."""
     why = ""
     unscored = _too_many_unscored(systems_of(a, b), delta.metric)
     if unscored:
-        return f"No verdict on {b.system.name}", f"{unscored}."
+        return tr("No verdict on {name}", name=b.system.name), tr("{text}.", text=unscored)
     if b.system.metrics[delta.metric].higher_is_better is None:
-        subject = f"No verdict on {b.system.name} against {a.system.name}"
-        why = f" Neither a higher nor a lower {delta.metric} is known to be better."
-    elif a.system.role == "baseline" and b.system.role == "tuned" and all(_same_answers(a, part) for part in parts(b)):
-        subject = f"Training changed nothing that can be seen: {b.system.name} gave the same answers as {a.system.name}"
-    elif delta.verdict in ("better", "worse"):
-        subject = f"{b.system.name} is {delta.verdict} than {a.system.name}"
+        subject = sentence_on("", b.system.name, a.system.name)
+        why = tr(" Neither a higher nor a lower {metric} is known to be better.", metric=delta.metric)
+    elif a.system.role == "baseline" and b.system.role == "tuned" and all(same_answers(a, part) for part in parts(b)):
+        text = msg("Training changed nothing that can be seen: {b} gave the same answers as {a}")
+        subject = tr(text, b=b.system.name, a=a.system.name)
     elif delta.verdict in ("scored higher", "scored lower"):
         subject = scored(delta, a, b)
-    elif delta.verdict == "":
-        subject = f"No verdict on {b.system.name} against {a.system.name}"
     else:
-        subject = f"No difference shown between {b.system.name} and {a.system.name}"
-    unit = "points" if delta.unit == "fraction" else delta.unit
-    means = _common_means(a, b, delta.metric)
-    scale = scale_for(delta.unit, [*means, delta.delta])
-    change = f"{_signed(delta.delta, scale)} {unit}"
-    interval = f"{percent(delta.confidence)} interval [{_signed(delta.low, scale)}, {_signed(delta.high, scale)}]"
+        subject = sentence_on(delta.verdict, b.system.name, a.system.name)
+    unit = tr("points") if delta.unit == "fraction" else delta.unit
+    change = tr("{number} {unit}", number=_signed(delta.delta, scale), unit=unit)
+    low, high = _signed(delta.low, scale), _signed(delta.high, scale)
+    interval = tr("{level} interval [{low}, {high}]", level=percent(delta.confidence), low=low, high=high)
     if delta.low is None:
-        interval = delta.method or "no interval"
-    before, after = (scale.value(mean) for mean in means)
-    corrected = f" after Holm's correction ({p_equals(delta.p_value)} before)" if delta.p_adjusted is not None else ""
-    n = f"n={delta.n}" + (f" ({delta.n_inputs} different inputs)" if delta.n_inputs is not None else "")
+        interval = delta.method or tr("no interval")
+    before, after = (scale.value(mean) for mean in _common_means(a, b, delta.metric))
+    p = p_equals(delta.p_decided)
+    if delta.p_adjusted is not None:
+        p = tr("{p} after Holm's correction ({before} before)", p=p, before=p_equals(delta.p_value))
+    n = f"n={delta.n}"
+    if delta.n_inputs is not None:
+        n = tr("n={n} ({inputs} different inputs)", n=delta.n, inputs=delta.n_inputs)
     seed = seeds_in_words(b, scale.value(b.system.spread.get(delta.metric, {}).get("sd")))
-    text = f"{delta.metric} {before} → {after}: {change}, {interval}, {p_equals(delta.p_decided)}{corrected}, {n}{seed}.{why}"
-    decided = _decided(delta)
+    decided, only = _decided(delta), ""
     if decided and decided[0] != decided[1]:
-        text += f" Only the {'p-value' if decided[0] else 'interval'} shows a difference: a verdict needs both."
-    return subject, f"{text}{no_claim(a, b)}"
+        only = tr(" Only the interval shows a difference: a verdict needs both.")
+        if decided[0]:
+            only = tr(" Only the p-value shows a difference: a verdict needs both.")
+    text = tr(
+        "{metric} {before} → {after}: {change}, {interval}, {p}, {n}{seed}.{why}{only}{claim}",
+        metric=delta.metric, before=before, after=after, change=change, interval=interval, p=p, n=n, seed=seed, why=why,
+        only=only, claim=no_claim(a, b),
+    )  # fmt: skip
+    return subject, text
 
 
 def cautions_of(systems: Sequence[System], deltas: Sequence[Delta], primary: str | None) -> list[str]:
     """Return a note for each reason why intervals of the primary metric must not be relied on, and on repeated inputs."""
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, int, int | None], list[str]] = {}
     named: list[tuple[str, Metric | Delta]] = [(s.name, s.metrics[primary]) for s in systems if primary in s.metrics]
     named += [(f"{d.from_} → {d.to}", d) for d in deltas if d.metric == primary]
     for name, m in named:
         if m.caution:
-            found.setdefault(f"{m.caution} ({primary}, n={m.n}", []).append(name)
+            found.setdefault((m.caution, m.n, None), []).append(name)
         if m.n_inputs is not None:
-            same = f"{m.n} rows hold {m.n_inputs} different inputs: rows with the same input count as one ({primary}"
-            found.setdefault(same, []).append(name)
-    return [f"{text[0].upper()}{text[1:]}: {', '.join(names)})" for text, names in found.items()]
+            found.setdefault(("", m.n, m.n_inputs), []).append(name)
+    return [_caution(*about, primary or "", joined(names)) for about, names in found.items()]
 
 
-def _same_answers(a: Measured, b: Measured) -> bool:
+def _caution(text: str, n: int, n_inputs: int | None, metric: str, names: str) -> str:
+    if n_inputs is None:
+        capital = f"{text[:1].upper()}{text[1:]}"
+        return tr("{text} ({metric}, n={n}: {names})", text=capital, metric=metric, n=n, names=names)
+    return tr(
+        "{n} rows hold {inputs} different inputs: rows with the same input count as one ({metric}: {names})",
+        n=n, inputs=n_inputs, metric=metric, names=names,
+    )  # fmt: skip
+
+
+def same_answers(a: Measured, b: Measured) -> bool:
     """Say whether two systems answered every example alike; a failed answer is like none."""
     pairs = [(p, b.predictions.get(name)) for name, p in a.predictions.items()]
     return bool(pairs) and all(q and p.error is None and q.error is None and p.text == q.text for p, q in pairs)
@@ -230,13 +294,13 @@ def _too_many_unscored(systems: Iterable[System], metric: str) -> str | None:
     for s in systems:
         m = s.metrics.get(metric)
         if m is None:
-            return f"no answer of {s.name} could be scored"
+            return tr("no answer of {name} could be scored", name=s.name)
         total = m.n + m.n_unscored
         if total and m.n_unscored / total > UNSCORED_LIMIT:
-            return (
-                f"{m.n_unscored} of {total} answers of {s.name} are unscored ({100 * m.n_unscored / total:.1f} %, "
-                f"the limit is {100 * UNSCORED_LIMIT:.0f} %)"
-            )
+            return tr(
+                "{n} of {total} answers of {name} are unscored ({share:.1f} %, the limit is {limit:.0f} %)",
+                n=m.n_unscored, total=total, name=s.name, share=100 * m.n_unscored / total, limit=100 * UNSCORED_LIMIT,
+            )  # fmt: skip
     return None
 
 

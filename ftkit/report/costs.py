@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
+from ..lang import msg
 from ..records import Record, System
 from ..text import nearest
 
@@ -23,7 +24,9 @@ PRICES = {
     "usd_per_1k": "the price of 1,000 predictions",
     "train_usd": "the price of the training",
 }
-PER_PREDICTION, ON_DEMAND, ALWAYS_ON = "per prediction", "machine on demand", "machine always on"
+PER_PREDICTION, ON_DEMAND, ALWAYS_ON = msg("per prediction"), msg("machine on demand"), msg("machine always on")
+MEASURED, SET, IN_RECIPE = msg("measured"), msg("set"), msg("in the recipe")
+RENTED = msg("rented machine")
 
 Prices = Mapping[str, Mapping[str, float]]  # by system, then by a key of PRICES
 
@@ -93,7 +96,7 @@ class Costs(Record):
     systems: tuple[SystemCost, ...]
     ways: tuple[Way, ...]
     break_evens: tuple[BreakEven, ...]
-    runs: tuple[dict[str, Any], ...] = ()  # {"run", "estimated", "actual"}: dollars of a whole run
+    runs: tuple[dict[str, Any], ...] = ()  # {"run", "estimated", "actual", "source"}: dollars of a whole run
 
 
 def costs_of(systems: Sequence[System], prices: Prices, runs: Iterable[dict[str, Any]] = ()) -> Costs:
@@ -124,17 +127,22 @@ def system_cost(system: System, prices: Mapping[str, float]) -> SystemCost:
     n = system.n_predictions
     per_1k = 1000 / n if n else None
     seconds = system.seconds * per_1k if system.seconds is not None and per_1k else None
+    priced = 1000 / system.n_priced if system.n_priced else per_1k  # what failed without a price is no answer paid for
     hour = prices.get("usd_per_hour", system.info.get("usd_per_hour"))
+    rented = None  # the machine that `--on` rented prices a system that has no price of its own
+    if hour is None and system.measure_usd is None and system.train_usd is None:
+        rented = system.info.get("rented_usd_per_hour")
     figures: dict[str, tuple[float | None, str]] = {
-        "train_usd": (system.train_usd, "measured"),
-        "usd_per_1k": (system.measure_usd * per_1k if system.measure_usd is not None and per_1k else None, "measured"),
-        "usd_per_hour": (hour, "set" if "usd_per_hour" in prices else "in the recipe"),
+        "train_usd": (system.train_usd, MEASURED),
+        "usd_per_1k": (system.measure_usd * priced if system.measure_usd is not None and priced else None, MEASURED),
+        "usd_per_hour": (hour, SET if "usd_per_hour" in prices else IN_RECIPE),
     }
-    if "usd_per_hour" in prices:
-        second = prices["usd_per_hour"] / 3600
+    if "usd_per_hour" in prices or rented is not None:
+        hourly, source = (prices["usd_per_hour"], SET) if rented is None else (rented, RENTED)
         took = {"train_usd": system.train_seconds, "usd_per_1k": seconds}
-        figures |= {key: (s * second, "set") for key, s in took.items() if s is not None}
-    figures |= {key: (value, "set") for key, value in prices.items()}
+        figures |= {key: (s * hourly / 3600, source) for key, s in took.items() if s is not None}
+        figures["usd_per_hour"] = (hourly, source)
+    figures |= {key: (value, SET) for key, value in prices.items()}
     known = {key: value for key, (value, _) in figures.items()}
     return SystemCost(
         system=system.name,

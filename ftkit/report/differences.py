@@ -7,20 +7,21 @@ from typing import Any
 
 from ..directory import RunDirectory
 from ..files import read_json
+from ..lang import joined, msg, tr
 
 _NAMED = 6  # packages or variables that are named one by one
 # What a backend's identity may hold, and its words. A commit differs anyway between two models.
 _IDENTITY = {
-    "chat_template": "chat template",
-    "template_date": "template date",
-    "dtype": "precision",
-    "quantisation": "quantisation",
-    "attention": "attention kernel",
-    "device": "device",
-    "flags": "flags of the trainer",
-    "code": "code of the backend",
+    "chat_template": msg("chat template"),
+    "template_date": msg("template date"),
+    "dtype": msg("precision"),
+    "quantisation": msg("quantisation"),
+    "attention": msg("attention kernel"),
+    "device": msg("device"),
+    "flags": msg("flags of the trainer"),
+    "code": msg("code of the backend"),
 }
-_SAME_MODEL = {"commit": "model commit", "weights": "weights"}
+_SAME_MODEL = {"commit": msg("model commit"), "weights": msg("weights")}
 
 
 def differences(runs: Sequence[RunDirectory]) -> list[str]:
@@ -41,16 +42,20 @@ def differences(runs: Sequence[RunDirectory]) -> list[str]:
     ]
     data = {name: _part(lock, "data") for name, lock in found.items()}
     if len({str(d.get("path")) for d in data.values()}) == 1:
-        parts.append(_values("data commit", {name: d.get("revision") for name, d in data.items() if "revision" in d}))
+        parts.append(
+            _values(msg("data commit"), {name: d.get("revision") for name, d in data.items() if "revision" in d})
+        )
     parts.append(_values("Python", {name: lock["python"] for name, lock in found.items() if "python" in lock}))
     gpus = {name: ", ".join(map(str, _part(lock, "hardware").get("gpus") or ())) for name, lock in found.items()}
     cpus = {name: _part(lock, "hardware").get("cpu") for name, lock in found.items()}
     parts += [_values("GPU", gpus), _values("CPU", cpus)]
-    parts.append(_keys("versions", {name: _part(lock, "packages") for name, lock in found.items()}))
-    parts.append(_keys("variables", {name: lock["environment"] for name, lock in found.items() if "code" in lock}))
-    parts.append(_keys("code", {name: lock["code"] for name, lock in found.items() if "code" in lock}, shown=False))
-    said = "; ".join(part for part in parts if part)
-    return [f"The runs also differ in {said}"] if said else []
+    parts.append(_keys(msg("versions"), {name: _part(lock, "packages") for name, lock in found.items()}))
+    parts.append(_keys(msg("variables"), {name: lock["environment"] for name, lock in found.items() if "code" in lock}))
+    parts.append(
+        _keys(msg("code"), {name: lock["code"] for name, lock in found.items() if "code" in lock}, shown=False)
+    )
+    said = joined([part for part in parts if part], "; ")
+    return [tr("The runs also differ in {what}", what=said)] if said else []
 
 
 def _part(lock: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def _values(label: str, values: Mapping[str, Any]) -> str | None:
     texts = {name: _short(value) for name, value in values.items()}
     if len({str(value) for value in values.values()}) < 2:
         return None
-    return f"{label} ({', '.join(f'{name}: {text}' for name, text in texts.items())})"
+    return tr("{what} ({values})", what=tr(label), values=joined([f"{name}: {text}" for name, text in texts.items()]))
 
 
 def _keys(label: str, sides: Mapping[str, Any], shown: bool = True) -> str | None:
@@ -75,8 +80,10 @@ def _keys(label: str, sides: Mapping[str, Any], shown: bool = True) -> str | Non
         return None
     values = {key: "/".join(dict.fromkeys(_short(side.get(key, "none")) for side in dicts)) for key in differing}
     named = [f"{key} {values[key]}" if shown else key for key in differing[:_NAMED]]
-    more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-    return f"{label} ({', '.join(named)}{more})"
+    said = joined(named)
+    if len(differing) > _NAMED:
+        said = tr("{names} and {n} more", names=said, n=len(differing) - _NAMED)
+    return tr("{what} ({values})", what=tr(label), values=said)
 
 
 def _short(value: Any) -> str:

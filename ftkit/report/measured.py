@@ -12,15 +12,16 @@ from typing import Any
 from ..directory import RunDirectory
 from ..errors import InputError
 from ..files import digest, read_json, read_jsonl
+from ..lang import joined, msg, plural, tr
 from ..records import Example, GenerationConfig, ModelRef, Prediction, RunRecord, Score, System
 from ..stats import example_means
 from ..text import normalise
 
 _SETTINGS = {
-    "rows": "test rows",
-    "prompt": "prompt",
-    "generation": "generation settings",
-    "evaluators": "evaluator settings",
+    "rows": msg("test rows"),
+    "prompt": msg("prompt"),
+    "generation": msg("generation settings"),
+    "evaluators": msg("evaluator settings"),
 }
 
 
@@ -49,19 +50,19 @@ class Measured:
         return self._means[metric]
 
 
-def read_all(runs: Sequence[RunDirectory]) -> list[Measured]:
-    names = [run.record().name for run in runs]
-    return [_read(run, run.record(), stage, _label(run, names, stage)) for run in runs for stage in run.measured()]
+def read_all(runs: Sequence[RunDirectory], labels: Mapping[str, str]) -> list[Measured]:
+    """Read all measurements; `labels` are the runs' names by id."""
+    alone = len(runs) == 1
+    return [
+        _read(run, run.record(), stage, _label(run, labels, stage, alone)) for run in runs for stage in run.measured()
+    ]
 
 
-def _label(run: RunDirectory, names: Sequence[str], stage: str) -> str:
-    """Name a system: its stage alone where there is one run, else with the run's name (and id, if that repeats)."""
-    name = run.record().name
+def _label(run: RunDirectory, labels: Mapping[str, str], stage: str, alone: bool) -> str:
+    """Name a system: its stage alone where there is one run, else with the run's name."""
     if run.record().kind == "score":
-        return name if names.count(name) == 1 else run.id
-    if len(names) == 1:
-        return stage
-    return f"{name if names.count(name) == 1 else run.id} {stage}"
+        return labels[run.id]
+    return stage if alone else f"{labels[run.id]} {stage}"
 
 
 def _read(run: RunDirectory, record: RunRecord, stage: str, label: str) -> Measured:
@@ -69,7 +70,10 @@ def _read(run: RunDirectory, record: RunRecord, stage: str, label: str) -> Measu
     cost = data.get("cost", {})
     model = ModelRef.from_dict(data["model"]) if data.get("model") else None
     train = next((s for s in record.stages if s.name == "train"), None)
-    is_tuned = stage == "tuned"
+    # Of a model whose training was continued, what it took to get there stands beside its metrics.
+    training = data.get("training") or ({"seconds": train.seconds, "usd": train.usd, **train.meta} if train else {})
+    if stage != "tuned" and "training" not in data:
+        training = {}
     answers = run.predictions(stage)
     system = System(
         name=label,
@@ -80,26 +84,36 @@ def _read(run: RunDirectory, record: RunRecord, stage: str, label: str) -> Measu
         model=_model_name(model) if model else "",
         method=data.get("backend", ""),
         seconds=cost.get("seconds"),
-        train_seconds=train.seconds if train and is_tuned else None,
-        usd=_add(cost.get("usd"), train.usd if train and is_tuned else None),
+        train_seconds=training.get("seconds"),
+        usd=_add(cost.get("usd"), training.get("usd")),
         measure_usd=cost.get("usd"),
-        train_usd=train.usd if train and is_tuned else None,
+        train_usd=training.get("usd"),
         tokens_in=cost.get("tokens_in"),
         tokens_out=cost.get("tokens_out"),
         peak_memory=max(
-            filter(None, [cost.get("peak_memory"), train.meta.get("peak_memory") if train and is_tuned else None]),
+            filter(None, [cost.get("peak_memory"), training.get("peak_memory")]),
             default=None,
         ),
         n_predictions=cost.get("n_predictions") or len(answers),
+        n_priced=0 if cost.get("usd") is None else _priced(answers) or cost.get("n_predictions") or len(answers),
         n_failed=cost.get("n_failed", 0),
         n_length_limit=sum(p.finish_reason == "length" for p in answers),
         settings=_with_defaults(data.get("settings", {})),
-        info=_info(model, cost),
+        info={**_info(model, cost), **_rented(record)},
     )
     predictions: dict[str, Prediction] = {}
     for p in answers:
         predictions.setdefault(p.example_id, p)  # of several samples, the first is shown
     return Measured(system, run, predictions, run.scores(stage), {run.id})
+
+
+def _priced(answers: Sequence[Prediction]) -> int:
+    """Return how many answers had a price of their own, or share that of their request; 0 where none has.
+
+    The price of a request with several samples stands at one of them.
+    """
+    priced = {p.example_id for p in answers if p.usd is not None}
+    return sum(p.example_id in priced and (p.error is None or p.usd is not None) for p in answers)
 
 
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,8 +127,13 @@ def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 def length_limit_notes(measured: Sequence[Measured]) -> list[str]:
     """Return a sentence on each system with answers that end at the length limit: they lack their end."""
     return [
-        f"{s.name}: {s.n_length_limit:,} of {s.n_predictions:,} answers end at the length limit "
-        f"(generation.max_new_tokens{_limit_of(s)})"
+        tr(
+            "{name}: {n:,} of {all:,} answers end at the length limit (generation.max_new_tokens{limit})",
+            name=s.name,
+            n=s.n_length_limit,
+            all=s.n_predictions,
+            limit=_limit_of(s),
+        )
         for s in (m.system for m in measured)
         if s.n_length_limit
     ]
@@ -125,7 +144,12 @@ def _limit_of(system: System) -> str:
     return "" if limit is None else f" {limit}"
 
 
-_PLACES = {"adapter": "the run directory", "path": "the run directory", "hub": "the model hub", "rule": "the plugin"}
+_PLACES = {
+    "adapter": msg("the run directory"),
+    "path": msg("the run directory"),
+    "hub": msg("the model hub"),
+    "rule": msg("the plugin"),
+}
 
 
 def _info(model: ModelRef | None, cost: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,15 +157,24 @@ def _info(model: ModelRef | None, cost: Mapping[str, Any]) -> dict[str, Any]:
     if model is None:
         return {}
     own_folder = (model.kind == "path" and model.base is None) or Path(model.uri).is_absolute()
-    hosted_by = "a local folder" if own_folder else _PLACES.get(model.kind)
+    place = msg("a local folder") if own_folder else _PLACES.get(model.kind)
+    hosted_by = tr(place) if place else None
     hourly = cost.get("usd_per_hour")
     found = {"hosted_by": hosted_by, **model.meta, **({} if hourly is None else {"usd_per_hour": hourly})}
     return {key: value for key, value in found.items() if value is not None}
 
 
+def _rented(record: RunRecord) -> dict[str, Any]:
+    hourly = record.rental.get("usd_per_hour")
+    return {} if hourly is None else {"rented_usd_per_hour": hourly}
+
+
 def _model_name(model: ModelRef) -> str:
     if model.kind == "remote":
         return model.uri
+    chain = model.meta.get("chain")  # the runs that led to it, from the first base model on
+    if isinstance(chain, list | tuple) and chain:
+        return " -> ".join(map(str, chain)) + (" + adapter" if model.kind == "adapter" else "")
     return f"{model.base} + adapter" if model.base and model.kind == "adapter" else model.base or model.uri
 
 
@@ -158,8 +191,10 @@ def settle_roles(measured: Sequence[Measured], notes: list[str]) -> None:
         differing = [words for key, words in _SETTINGS.items() if base and not _same(base, m, key)]
         if base is None or differing:
             m.system = replace(m.system, role="extra")
-            why = f"differs from the baseline in {' and '.join(differing)}" if differing else "has no baseline"
-            notes.append(f"{m.system.name} {why}: no difference is computed with it")
+            text = msg("{name} has no baseline: no difference is computed with it")
+            if differing:
+                text = msg("{name} differs from the baseline in {what}: no difference is computed with it")
+            notes.append(tr(text, name=m.system.name, what=joined([tr(words) for words in differing], " and ")))
 
 
 def _same(a: Measured, b: Measured, key: str) -> bool:
@@ -188,8 +223,9 @@ def unique(
             if not alike(first, m):
                 again.setdefault(first.system.name, []).append(m.system.name)
     for name, others in again.items():
-        are = "is the same measurement" if len(others) == 1 else "are the same measurement"
-        notes.append(f"{', '.join(others)} {are} as {name}, shown once")
+        one = msg("{names} is the same measurement as {name}, shown once")
+        many = msg("{names} are the same measurement as {name}, shown once")
+        notes.append(plural(len(others), one, many, names=joined(others), name=name))
     return kept
 
 
@@ -202,7 +238,7 @@ def check_comparable(measured: Sequence[Measured], anyway: bool, warnings: list[
         known = [m for m in measured if m.system.settings.get(key) is not None and not (key == "rows" and _external(m))]
         unknown = [m.system.name for m in measured if m.system.settings.get(key) is None]
         if unknown and known:
-            notes.append(f"{words} of {', '.join(unknown)}: not known")
+            notes.append(tr("{what} of {names}: not known", what=tr(words), names=joined(unknown)))
         first = known[0] if known else None
         for m in known[1:]:
             assert first is not None
@@ -210,7 +246,7 @@ def check_comparable(measured: Sequence[Measured], anyway: bool, warnings: list[
             if key == "evaluators":
                 ours, theirs = _common(ours, theirs), _common(theirs, ours)
             if ours != theirs:
-                what = words + _which(ours, theirs)
+                what = tr("{what}{keys}", what=tr(words), keys=_which(ours, theirs))
                 differing.setdefault(what, []).append(f"{first.system.name} and {m.system.name}")
     if not differing:
         return
@@ -220,7 +256,12 @@ def check_comparable(measured: Sequence[Measured], anyway: bool, warnings: list[
             "these runs may not be compared, they differ in " + "; in ".join(lines),
             "measure them alike, or say --anyway: the report is then marked",
         )
-    warnings.append("Not a fair comparison (shown with --anyway): the runs differ in " + "; in ".join(lines))
+    text = msg("Not a fair comparison (shown with --anyway): the runs differ in {what}")
+    said = [
+        tr("{title}: {text}", title=what, text=joined(list(dict.fromkeys(who)), "; "))
+        for what, who in differing.items()
+    ]
+    warnings.append(tr(text, what=joined(said, "; in ")))
 
 
 def _common(evaluators: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +305,8 @@ def match_examples(measured: Sequence[Measured], notes: list[str]) -> None:
         if not names:
             raise InputError(f"{m.system.name} has no example in common with {first.system.name}",
                              "they are matched by example id or input text: name its column with --id or --input")  # fmt: skip
-        notes.append(f"{m.system.name}: {len(names)} of {len(first.examples)} examples matched")
+        text = msg("{name}: {n} of {all} examples matched")
+        notes.append(tr(text, name=m.system.name, n=len(names), all=len(first.examples)))
         m.predictions = {names[i]: p for i, p in m.predictions.items() if i in names}
         m.scores = [replace(s, example_id=names[s.example_id]) for s in m.scores if s.example_id in names]
 

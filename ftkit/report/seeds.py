@@ -15,15 +15,16 @@ import numpy as np
 
 from ..directory import RunDirectory
 from ..files import digest, read_json
+from ..lang import joined, msg, tr
 from ..recipe import yaml as yaml_source
 from ..records import Delta, Metric, System
 from ..stats import PairedDelta
 from .measured import Measured
+from .names import Names
 from .seed_stats import CONFIDENCE, Floats, seed_interval
 
 RUN, RECIPE = "run", "recipe"  # what a verdict speaks of: one training run, or the recipe over its seeds
-_NOTHING = "nothing is claimed of the recipes"
-HOW_TO = "train each recipe with several seeds: ftkit run RECIPE --seeds 3"
+HOW_TO = msg("train each recipe with several seeds: ftkit run RECIPE --seeds 3")
 
 Origins = Mapping[str, tuple[str, int]]  # run id -> (hash of its recipe without `seed` and `name`, its seed)
 
@@ -79,7 +80,7 @@ def same_recipe(a: Measured, b: Measured, origins: Origins) -> bool:
 
 
 def group_seeds(
-    measured: Sequence[Measured], origins: Origins, notes: list[str], warnings: list[str]
+    measured: Sequence[Measured], origins: Origins, names: Names, notes: list[str], warnings: list[str]
 ) -> list[Measured]:
     """Return `measured` with the trained systems of one recipe and several seeds as one, in the place of the first.
 
@@ -103,7 +104,7 @@ def group_seeds(
         else:
             shown += [_with_seed(m, origins) for m in members]
     if grouped:
-        _rename(shown, grouped, origins)
+        _rename(shown, grouped, origins, names)
     for m in shown:
         if isinstance(m, SeedGroup):
             _describe(m, notes, warnings)
@@ -112,7 +113,7 @@ def group_seeds(
 
 def _cluster(m: Measured, origins: Origins) -> str:
     """Return a hash that measurements of one recipe and one kind share; one of its own for what is never grouped."""
-    if m.run.id not in origins or m.system.role not in ("tuned", "further", "extra"):
+    if m.run.id not in origins or m.system.role not in ("tuned", "further", "export", "extra"):
         return f"{m.run.id} {m.system.stage}"
     key = m.run.path(m.system.stage, "key.json")
     same_request = None if _is_trained(m) or not key.exists() else read_json(key)
@@ -121,7 +122,7 @@ def _cluster(m: Measured, origins: Origins) -> str:
 
 def _is_trained(m: Measured) -> bool:
     """Say whether a measurement is of a model that its run has trained; answers from elsewhere count as fixed."""
-    if m.system.role in ("further", "extra"):
+    if m.system.role in ("further", "export", "extra"):
         measured = m.run.measured()
         base = m.run.measurement("baseline").get("model") if "baseline" in measured else None
         return bool(m.run.measurement(m.system.stage).get("model") != base)
@@ -171,6 +172,7 @@ def _group(members: Sequence[Measured], by_seed: dict[int, list[Measured]]) -> S
         **{key: _sum(getattr(s, key) for s in systems) for key in _SUMS},
         peak_memory=max((s.peak_memory for s in systems if s.peak_memory is not None), default=None),
         n_predictions=sum(s.n_predictions for s in systems),
+        n_priced=sum(s.n_priced for s in systems),
         n_failed=sum(s.n_failed for s in systems),
         n_length_limit=sum(s.n_length_limit for s in systems),
     )  # fmt: skip
@@ -224,23 +226,27 @@ def _describe(group: SeedGroup, notes: list[str], warnings: list[str]) -> None:
     listed = ", ".join(map(str, seeds))
     for seed, members in group.by_seed.items():
         if len(members) > 1:
-            notes.append(f"{name}: seed {seed} was trained {len(members)} times; their mean counts as one seed")
+            text = msg("{name}: seed {seed} was trained {n} times; their mean counts as one seed")
+            notes.append(tr(text, name=name, seed=seed, n=len(members)))
     if group.same_answers:
-        warnings.append(
-            f"{name}: the training seeds {listed} gave the same answers to all rows. Either the seed does not reach the "
+        text = msg(
+            "{name}: the training seeds {seeds} gave the same answers to all rows. Either the seed does not reach the "
             "training, or these rows cannot show it: they count as one training run"
         )
+        warnings.append(tr(text, name=name, seeds=listed))
     else:
-        notes.append(
-            f"{name}: mean of {len(seeds)} training seeds ({listed}); its interval covers the choice of seeds and of rows"
-        )
+        text = msg("{name}: mean of {n} training seeds ({seeds}); its interval covers the choice of seeds and of rows")
+        notes.append(tr(text, name=name, n=len(seeds), seeds=listed))
 
 
 # ---------------------------------------------------------------- names
 
 
-def _rename(shown: Sequence[Measured], grouped: Mapping[str, SeedGroup], origins: Origins) -> None:
-    """Give the systems of a group's runs its name ("NAME tuned"; "tuned" where the report is of nothing else)."""
+def _rename(shown: Sequence[Measured], grouped: Mapping[str, SeedGroup], origins: Origins, called: Names) -> None:
+    """Give the systems of a group's runs its name ("NAME tuned"; "tuned" where the report is of nothing else).
+
+    Groups whose runs share their names are called by what differs.
+    """
     entity = {m.run.id: origins[m.run.id][0] if origins.get(m.run.id, ("",))[0] in grouped else m.run.id for m in shown}
     names = {e: m.run.record().name for m in shown if (e := entity[m.run.id]) not in grouped}
     names |= {key: _stem(group) for key, group in grouped.items()}
@@ -250,12 +256,23 @@ def _rename(shown: Sequence[Measured], grouped: Mapping[str, SeedGroup], origins
         if key not in grouped:
             continue
         alone = len(names) == 1
-        own = [name for name in names.values() if name == names[key]]
-        name = names[key] if len(own) == 1 else f"{grouped[key].run.id} ({len(grouped[key].by_seed)} seeds)"
+        is_own = list(names.values()).count(names[key]) == 1
+        name = names[key] if is_own else f"{grouped[key].run.id} ({len(grouped[key].by_seed)} seeds)"
         wanted = m.system.stage if alone else f"{name} {m.system.stage}"
+        if not is_own and not alone:
+            what = called.shared(sorted(m.used_by))
+            wanted = (what if m.system.role == "tuned" else f"{what} {m.system.stage}".strip()) or wanted
         if wanted not in taken:
             m.system = replace(m.system, name=wanted)
         taken.add(m.system.name)
+
+
+def call_by_difference(measured: Sequence[Measured], called: Names) -> None:
+    """Name the systems whose runs share a name by what differs between them."""
+    wanted = [called.system(m.run.id, m.system.stage, m.used_by, m.system.role == "tuned") for m in measured]
+    for m, name in zip(measured, wanted, strict=True):
+        if name and wanted.count(name) == 1 and all(name != other.system.name for other in measured):
+            m.system = replace(m.system, name=name)
 
 
 def _stem(group: SeedGroup) -> str:
@@ -265,14 +282,16 @@ def _stem(group: SeedGroup) -> str:
     whole = {name for name, _ in names}
     if len(whole) == 1:
         return whole.pop()
-    return stems.pop() if len(stems) == 1 else f"{names[0][0]} and {len(names) - 1} more"
+    return stems.pop() if len(stems) == 1 else tr("{names} and {n} more", names=names[0][0], n=len(names) - 1)
 
 
 def title_of(runs: Sequence[RunDirectory], shown: Sequence[Measured]) -> str:
     """Return the report's title: the runs by name, those of a group by the group's."""
     groups = {part.run.id: m for m in shown if isinstance(m, SeedGroup) for part in parts(m)}
-    names = {i: f"{_stem(group)} ({len(group.by_seed)} training seeds)" for i, group in groups.items()}
-    return " vs ".join(dict.fromkeys(names.get(run.id) or run.record().name for run in runs))
+    names = {
+        i: tr("{name} ({n} training seeds)", name=_stem(group), n=len(group.by_seed)) for i, group in groups.items()
+    }
+    return joined(list(dict.fromkeys(names.get(run.id) or run.record().name for run in runs)), " vs ")
 
 
 # ---------------------------------------------------------------- what a difference may say
@@ -342,8 +361,12 @@ def claim(delta: Delta, a: Measured, b: Measured) -> Delta:
 def scored(delta: Delta, a: Measured, b: Measured) -> str:
     """Return the headline on two trained systems of which one is a single training run."""
     if len(single_runs(a, b)) == 2:
-        return f"This training run {delta.verdict} than that one: {b.system.name} against {a.system.name}"
-    return f"{b.system.name} {delta.verdict} than {a.system.name}"
+        text = msg("This training run scored higher than that one: {b} against {a}")
+        if delta.verdict == "scored lower":
+            text = msg("This training run scored lower than that one: {b} against {a}")
+        return tr(text, b=b.system.name, a=a.system.name)
+    text = msg("{b} scored lower than {a}") if delta.verdict == "scored lower" else msg("{b} scored higher than {a}")
+    return tr(text, b=b.system.name, a=a.system.name)
 
 
 def no_claim(a: Measured, b: Measured) -> str:
@@ -351,19 +374,25 @@ def no_claim(a: Measured, b: Measured) -> str:
     single = [m.system.name for m in single_runs(a, b)]
     if not single:
         return ""
-    runs = "Each is one training run" if len(single) == 2 else f"{single[0]} is one training run"
-    return f" {runs}: another seed may change the order, so {_NOTHING}; {HOW_TO}."
+    runs = tr("Each is one training run") if len(single) == 2 else tr("{name} is one training run", name=single[0])
+    text = msg(" {runs}: another seed may change the order, so nothing is claimed of the recipes; {how_to}.")
+    return tr(text, runs=runs, how_to=tr(HOW_TO))
 
 
 def notes_on_runs(deltas: Iterable[Delta], said: str) -> list[str]:
     """Return the note on what "scored higher" means, unless the verdict has `said` so."""
-    if _NOTHING in said or not any(d.verdict in ("scored higher", "scored lower") for d in deltas):
+    if "nothing is claimed of the recipes" in said or not any(
+        d.verdict in ("scored higher", "scored lower") for d in deltas
+    ):
         return []
-    return [f"“scored higher” and “scored lower” speak of single training runs: {_NOTHING}; {HOW_TO}"]
+    text = msg(
+        "“scored higher” and “scored lower” speak of single training runs: nothing is claimed of the recipes; {how_to}"
+    )
+    return [tr(text, how_to=tr(HOW_TO))]
 
 
 def seeds_in_words(m: Measured, sd: str) -> str:
     """Return ", one training seed" or ", 3 training seeds (standard deviation 0.42)"; `sd` is that number, written."""
     if isinstance(m, SeedGroup) and not m.same_answers:
-        return f", {len(m.by_seed)} training seeds (standard deviation {sd})"
-    return ", one training seed" if m.system.role == "tuned" else ""
+        return tr(", {n} training seeds (standard deviation {sd})", n=len(m.by_seed), sd=sd)
+    return tr(", one training seed") if m.system.role == "tuned" else ""

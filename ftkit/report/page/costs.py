@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...lang import msg, tr
 from ...records import Report
 from ...text import NONE, about, dollars, duration
 from ..costs import ALWAYS_ON, ON_DEMAND, PER_PREDICTION, VOLUMES, BreakEven, Costs, Way
@@ -22,8 +23,23 @@ def costs_view(report: Report, quality: Mapping[str, View]) -> View | None:
         return None
     costs = Costs.from_dict(report.costs)
     models = {s.name: s.model for s in report.systems}
+    has = {
+        key: any(getattr(c, key) is not None for c in costs.systems)
+        for key in (
+            "train_usd",
+            "train_seconds",
+            "usd_per_1k",
+            "usd_per_hour",
+            "seconds_per_1k",
+            "hosted_by",
+            "shutdown_date",
+        )
+    }
+    has |= {"failed": any(c.n_failed for c in costs.systems)}
     compared = {meet.machine for meet in costs.break_evens} | {meet.api for meet in costs.break_evens}
     return {
+        "has": has,
+        "has_price": has["train_usd"] or has["usd_per_1k"] or has["usd_per_hour"],
         "rows": [
             {
                 "name": c.system,
@@ -31,13 +47,13 @@ def costs_view(report: Report, quality: Mapping[str, View]) -> View | None:
                 "quality": quality.get(c.system, NO_VALUE),
                 "train_seconds": duration(c.train_seconds),
                 "train_usd": dollars(c.train_usd),
-                "train_source": c.sources.get("train_usd"),
+                "train_source": _source(c.sources.get("train_usd")),
                 "seconds_per_1k": duration(c.seconds_per_1k),
                 "usd_per_1k": dollars(c.usd_per_1k),
-                "per_1k_source": c.sources.get("usd_per_1k"),
+                "per_1k_source": _source(c.sources.get("usd_per_1k")),
                 "usd_per_hour": dollars(c.usd_per_hour) if c.usd_per_hour is not None else None,
-                "hour_source": c.sources.get("usd_per_hour"),
-                "failed": f"{c.n_failed:,} of {c.n_predictions:,}",
+                "hour_source": _source(c.sources.get("usd_per_hour")),
+                "failed": tr("{n:,} of {all:,}", n=c.n_failed, all=c.n_predictions),
                 "hosted_by": c.hosted_by,
                 "shutdown_date": c.shutdown_date,
             }
@@ -46,7 +62,7 @@ def costs_view(report: Report, quality: Mapping[str, View]) -> View | None:
         "meets": [_meet(meet, costs) for meet in costs.break_evens],
         "volumes": [f"{v:,}" for v in VOLUMES],
         "months": [
-            {"name": way.system, "way": way.way, "cells": [_month(way, v) for v in VOLUMES]}
+            {"name": way.system, "way": tr(way.way), "cells": [_month(way, v) for v in VOLUMES]}
             for way in costs.ways
             if way.system in compared
         ],
@@ -56,15 +72,20 @@ def costs_view(report: Report, quality: Mapping[str, View]) -> View | None:
                 "estimated": dollars(spent["estimated"]),
                 "actual": dollars(spent["actual"]),
                 "as_of": spent.get("prices_as_of"),
+                "source": spent.get("source"),
             }
             for spent in costs.runs
         ],
     }
 
 
+def _source(found: str | None) -> str | None:
+    return tr(found) if found else None
+
+
 def _month(way: Way, volume: int) -> View:
     n = way.machines(volume)
-    return {"usd": dollars(way.monthly(volume)), "machines": f"{n:,} machines" if n > 1 else None}
+    return {"usd": dollars(way.monthly(volume)), "machines": tr("{n:,} machines", n=n) if n > 1 else None}
 
 
 def _meet(meet: BreakEven, costs: Costs) -> View:
@@ -72,32 +93,40 @@ def _meet(meet: BreakEven, costs: Costs) -> View:
     per_1k = {(way.system, way.way): dollars(1000 * way.usd_per_prediction) for way in costs.ways}
     month = next((w.usd_per_month for w in costs.ways if (w.system, w.way) == (meet.machine, meet.way)), None)
     demand, api = per_1k.get((meet.machine, ON_DEMAND), NONE), per_1k.get((meet.api, PER_PREDICTION), NONE)
-    against = f"{demand} per 1,000 predictions against {api}"
+    facts = {
+        "machine": meet.machine,
+        "api": meet.api,
+        "against": tr("{machine} per 1,000 predictions against {api}", machine=demand, api=api),
+    }
     if meet.way == ALWAYS_ON and meet.volume is not None:
-        text = (
-            f"{meet.machine} on a machine that is always on ({dollars(month)} a month) is cheaper than {meet.api} ({api} "
-            f"per 1,000) from {about(meet.volume)} predictions a month on; it can make {about(meet.capacity)} a month."
+        text = msg(
+            "{machine} on a machine that is always on ({month} a month) is cheaper than {api} ({price} per 1,000) "
+            "from {volume} predictions a month on; it can make {capacity} a month."
         )
+        facts |= {"month": dollars(month), "price": api, "volume": about(meet.volume), "capacity": about(meet.capacity)}
     elif meet.way == ALWAYS_ON and meet.cheaper == meet.api:
-        text = (
-            f"{meet.api} is cheaper than {meet.machine} on a machine that is always on, at every volume: even used to "
-            f"the full the machine costs {against}."
+        text = msg(
+            "{api} is cheaper than {machine} on a machine that is always on, at every volume: even used to the full "
+            "the machine costs {against}."
         )
     elif meet.cheaper is None:
-        text = f"{meet.machine} on a machine rented on demand costs as much as {meet.api}: {against}."
+        text = msg("{machine} on a machine rented on demand costs as much as {api}: {against}.")
     elif meet.way == ALWAYS_ON:
-        text = f"{meet.machine} is cheaper at every volume: its machine costs nothing."
+        text = msg("{machine} is cheaper at every volume: its machine costs nothing.")
     else:
-        other = meet.api if meet.cheaper == meet.machine else meet.machine
-        text = f"On demand, {meet.cheaper} is cheaper than {other} at every volume: the machine costs {against}."
-    return {"text": text, "training": _training(meet)}
+        text = msg("On demand, {cheaper} is cheaper than {other} at every volume: the machine costs {against}.")
+        facts |= {"cheaper": meet.cheaper, "other": meet.api if meet.cheaper == meet.machine else meet.machine}
+    return {"text": tr(text, **facts), "training": _training(meet)}
 
 
 def _training(meet: BreakEven) -> str | None:
     if meet.train_usd is None or meet.way != ON_DEMAND:
         return None
     if meet.train_usd == 0:
-        return "Their training cost the same."
+        return tr("Their training cost the same.")
     dear, cheap = (meet.machine, meet.api) if meet.train_usd > 0 else (meet.api, meet.machine)
-    repaid = f", which is repaid after {about(meet.repaid_after)} predictions in all" if meet.repaid_after else ""
-    return f"Training {dear} cost {dollars(abs(meet.train_usd))} more than {cheap}{repaid}."
+    facts = {"dear": dear, "cheap": cheap, "usd": dollars(abs(meet.train_usd))}
+    if not meet.repaid_after:
+        return tr("Training {dear} cost {usd} more than {cheap}.", **facts)
+    text = msg("Training {dear} cost {usd} more than {cheap}, which is repaid after {n} predictions in all.")
+    return tr(text, **facts, n=about(meet.repaid_after))

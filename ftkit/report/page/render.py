@@ -10,80 +10,23 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from ...records import Pair, Report
-from ...text import finite, one_line, visible
-from .text import TEXT_CAPS, breakable, clip, json_island, md_fence, md_text, shown
+from ...lang import catalogue, joined, language, plural, tr
+from ...records import Report
+from ...text import finite, one_line
+from ..spoken import in_language
+from .examples import answer_order, examples_view, slices_view
+from .text import breakable, commands, in_own_language, json_island, md_fence, md_text, shown
 from .view import View, scales_of, view_of
 
-TEXT_BUDGET = 40_000_000  # characters of all examples together
-
-
-# ---------------------------------------------------------------- examples
-
-
-def _answer_order(report: Report) -> list[str]:
-    answered = dict.fromkeys(name for pair in report.pairs for name in pair.answers)
-    known = [s.name for s in report.systems if s.name in answered]
-    return [*known, *(name for name in answered if name not in known)]
-
-
-def _text_cap(pairs: Sequence[Pair]) -> int:
-    lengths = [
-        len(text)
-        for p in pairs
-        for text in (p.input, *p.targets, *(str(a.get("text") or "") for a in p.answers.values()))
-    ]
-    fitting = (cap for cap in TEXT_CAPS if sum(min(n, cap) for n in lengths) <= TEXT_BUDGET)
-    return next(fitting, TEXT_CAPS[-1])
-
-
-def _examples(report: Report) -> View:
-    """The examples as the page's script reads them: texts ready to show, numbers to sort by."""
-    systems, cap = _answer_order(report), _text_cap(report.pairs)
-    scale = scales_of(report)[report.primary]
-
-    def text(value: object) -> str:
-        return visible(clip(str(value), cap))
-
-    def answer(a: Mapping[str, Any] | None) -> View | None:
-        if a is None:
-            return None
-        score = finite(a.get("score"))
-        view: View = {"text": text(a.get("text") or ""), "score": scale.value(score) if score is not None else None}
-        view |= {key: text(a[key]) for key in ("error", "answer", "reason") if a.get(key) is not None}
-        return view | {"value": score}
-
-    def row(pair: Pair) -> View:
-        delta = finite(pair.delta)
-        return {
-            "id": text(pair.example_id),
-            "input": text(pair.input),
-            "targets": [text(t) for t in pair.targets],
-            "answers": [answer(pair.answers.get(name)) for name in systems],
-            "delta": delta,
-            "shown": scale.signed(delta) if delta is not None else None,
-        }
-
-    rows = [row(pair) for pair in report.pairs]
-    has_delta = any(r["delta"] is not None for r in rows)
-    by_delta = [("delta-down", "Largest gain first"), ("delta-up", "Largest loss first")]
-    by_score = [("score-up", f"Lowest score first ({visible(systems[-1])})")] if systems else []
-    return {
-        "systems": [visible(name) for name in systems],
-        "rows": rows,
-        "unit": scale.unit,
-        "delta_unit": scale.delta_unit,
-        "sorts": [*(by_delta if has_delta else []), *by_score, ("order", "Test order"), ("id", "Id")],
-        "has_delta": has_delta,
-        "cap": cap,
-    }
+EXAMPLES = ("diff.js", "csv.js", "cards.js", "examples.js", "tools.js")  # one script: each uses those before it
 
 
 # ---------------------------------------------------------------- the two documents
@@ -100,85 +43,109 @@ def _environment(markdown: bool = False) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["breakable"] = breakable
+    environment.globals |= {"_": tr, "_n": plural, "_html": html, "_gap": _gap}
+    environment.filters |= {"breakable": breakable, "own_lang": in_own_language, "joined": joined}
+    environment.filters["commands"] = commands
     return environment
 
 
+def _gap() -> Markup:
+    """Return what stands between two sentences: a space in English."""
+    return Markup(tr(" "))
+
+
+def html(text: str, /, **values: object) -> Markup:
+    """Return a text of the catalogue that holds markup; its values are escaped."""
+    return Markup(tr(text)).format(**values)
+
+
+_IN_SCRIPT = re.compile(r'\btr\("([^"]*)"')
+
+
+def script_texts(script: str) -> str:
+    """Return as JSON the translations of all texts that a script shows; "" for English."""
+    known = catalogue(language())
+    found = {text: known[text] for text in _IN_SCRIPT.findall(script) if text in known}
+    return json.dumps(found, ensure_ascii=False) if found else ""
+
+
 @functools.cache
-def _asset(name: str) -> tuple[Markup, str]:
-    """A file to put inline, and the hash by which the page's content policy allows it and nothing else."""
+def _asset(*names: str) -> tuple[Markup, str]:
+    """Files to put inline as one, and the hash by which the page's content policy allows it and nothing else."""
     environment = _environment()
     assert environment.loader
-    text = environment.loader.get_source(environment, name)[0]
+    text = "\n".join(environment.loader.get_source(environment, name)[0] for name in names)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Markup(text), f"'sha256-{digest}'"
 
 
 def render_html(report: Report) -> str:
     """Return report.html: one file that needs nothing else and asks nothing of the network."""
-    css, css_hash = _asset("report.css")
-    js, js_hash = _asset("report.js")
-    examples = _examples(report)
-    data = {key: examples[key] for key in ("systems", "rows", "unit", "delta_unit")}
+    css, css_hash = _asset("report.css", "result.css", "examples.css")
+    js, js_hash = _asset("texts.js", "report.js", "tables.js", *EXAMPLES)
+    report = in_language(report)
+    scales = scales_of(report)
+    examples = examples_view(report, scales)
     page = _environment().get_template("report.html.j2")
     return page.render(
         view_of(report),
         css=css,
         js=js,
+        texts=script_texts(js),
         policy=f"default-src 'none'; style-src {css_hash}; script-src {js_hash}; img-src data:; "
         "base-uri 'none'; form-action 'none'",
         examples=examples,
-        n_examples=len(report.pairs),
-        island=json_island(data),
+        slices=slices_view(report, scales),
+        island=json_island(examples["island"]),
     )
 
 
+def render_brief(report: Report) -> str:
+    """Return brief.html: the result on one A4 page, without a script."""
+    css, css_hash = _asset("report.css", "result.css", "brief.css")
+    policy = f"default-src 'none'; style-src {css_hash}; img-src data:; base-uri 'none'; form-action 'none'"
+    return _environment().get_template("brief.html.j2").render(view_of(in_language(report)), css=css, policy=policy)
+
+
+MD_TEXT = 160  # characters of a text of an example
+
+
 def _md_examples(report: Report) -> list[View]:
-    """Up to five rows: the two largest gains, the middle one, the two largest losses."""
+    """Up to three rows: the largest gain, the middle one, the largest loss; up to four answers of each."""
     ranked = sorted((p for p in report.pairs if finite(p.delta) is not None), key=lambda p: -(p.delta or 0.0))
     last = len(ranked) - 1
-    chosen = [ranked[i] for i in sorted({0, 1, last // 2, last - 1, last}) if 0 <= i <= last] or report.pairs[:5]
-    scale, systems = scales_of(report)[report.primary], _answer_order(report)
+    chosen = [ranked[i] for i in sorted({0, last // 2, last}) if 0 <= i <= last] or report.pairs[:3]
+    scale, systems = scales_of(report)[report.primary], answer_order(report)[:4]
 
     def answer(a: Mapping[str, Any] | None) -> str:
         if a is None:
-            return "no answer"
+            return tr("no answer")
         if a.get("error") is not None:
-            return f"failed: {one_line(str(a['error']), 160)}"
+            return tr("failed: {error}", error=one_line(str(a["error"]), MD_TEXT))
         score = finite(a.get("score"))
-        return one_line(str(a.get("text") or ""), 240) + (f" ({scale.value(score)})" if score is not None else "")
+        text = one_line(str(a.get("text") or ""), MD_TEXT)
+        return text + (f" ({scale.value(score)})" if score is not None else "")
 
     return [
         {
             "id": one_line(p.example_id, 60),
-            "input": one_line(p.input, 240),
-            "reference": one_line(" / ".join(p.targets), 240),
-            "answers": [answer(p.answers.get(name)) for name in systems],
-            "delta": scale.signed(p.delta),
+            "reference": one_line(" / ".join(p.targets), MD_TEXT),
+            "answers": [{"name": name, "text": answer(p.answers.get(name))} for name in systems],
+            "delta": f"{scale.signed(p.delta)} {scale.delta_unit}" if finite(p.delta) is not None else None,
         }
         for p in chosen
     ]
 
 
 def render_markdown(report: Report) -> str:
-    """Return report.md: the same findings for a pull request."""
+    """Return report.md: the findings for a pull request and a terminal; report.html has the rest."""
+    report = in_language(report)
     view = view_of(report)
-    for run in view["runs"]:
-        run["recipe"] = md_fence(run["recipe"]) if run["recipe"] else None
     for section in view["sections"]:
         for block in section["blocks"]:
             if block["kind"] == "data":
                 block["text"] = md_fence(block["text"])
-            for example in block.get("examples", ()):
-                example["text"] = one_line(example["text"], 240)
-    text = (
-        _environment(markdown=True)
-        .get_template("report.md.j2")
-        .render(
-            view,
-            answer_names=_answer_order(report),
-            examples=_md_examples(report),
-            n_examples=len(report.pairs),
-        )
-    )
+    examples = _md_examples(report)
+    page = _environment(markdown=True).get_template("report.md.j2")
+    text = page.render(view, examples=examples, n_examples=len(report.pairs))
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"

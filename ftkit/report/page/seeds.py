@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...lang import tr
 from ...records import Report, System
 from ...text import Scale, finite, scale_for
 
@@ -21,7 +22,8 @@ def seed_values(s: System, metric: str) -> dict[Any, float]:
 
 def seeds_listed(s: System) -> str:
     """Return "3 training seeds: 42, 43, 44"."""
-    return f"{len(s.seeds)} training seeds: {', '.join(str(entry.get('seed')) for entry in s.seeds)}"
+    seeds = ", ".join(str(entry.get("seed")) for entry in s.seeds)
+    return tr("{n} training seeds: {seeds}", n=len(s.seeds), seeds=seeds)
 
 
 def seeds_view(report: Report, scales: Mapping[str, Scale]) -> list[View]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...intervals import percent
-from ...records import Curve, Delta, Metric, Report, Section, System
-from ...text import NONE, Scale, count, dollars, duration, p_value, scale_for, size
-from .charts import charts, forest
+from ...lang import language, tr, word
+from ...records import Curve, Delta, Headline, Metric, Report, Section, System
+from ...text import NONE, Scale, count, dollars, duration, finite, p_value, scale_for, size
+from .charts import charts, forest, panels
 from .costs import costs_view
+from .distribution import distribution_view
+from .matrix import differing_view, is_in_matrix, matrix_view
+from .runs import run_view
 from .seeds import seeds_listed, seeds_view
 from .text import TEXT_CAPS, clip, moment, pretty, shown
 
@@ -19,36 +24,108 @@ View = dict[str, Any]
 
 
 def view_of(report: Report) -> View:
-    metrics = _metric_order(report)
     scales = scales_of(report)
-    runs = [_run(run) for run in report.runs]
+    of_data = _data_metrics(report)
+    metrics = [name for name in _metric_order(report) if name not in of_data]
+    own, further = (_with_values(metrics, report, is_extra) for is_extra in (False, True))
     labels = _run_labels(report.runs)
-    deltas = [_delta(d, scales) for d in report.deltas]
+    shown = [d for d in report.deltas if d.metric not in of_data]
+    deltas = [_delta(d, scales) for d in shown if d.metric == report.primary and not is_in_matrix(d, report)]
+    systems = [
+        _system(s, further if s.role == "extra" else own, scales, report.primary) | _under(s, report, labels)
+        for s in report.systems
+    ]
     return {
+        "lang": language(),
         "title": report.title,
         "created": moment(report.created),
         "version": report.version,
         "primary": report.primary,
-        "verdict": report.verdict or "No verdict",
+        **_headline(report),
         "details": report.verdict_detail.split("\n") if report.verdict_detail else [],
-        "headline": _headline(report, scales),
         "warnings": report.warnings,
         "notes": report.notes,
-        "columns": [_column(m, scales[m], report.primary) for m in metrics],
-        "systems": [_system(s, metrics, scales, report.primary) | _under(s, report, labels) for s in report.systems],
-        "several_runs": len({s.run for s in report.systems}) > 1,
+        "columns": [_column(m, scales[m], report.primary) for m in own],
+        "further_columns": [_column(m, scales[m], report.primary) for m in further],
+        "of_data": [_of_data(report, name, scales[name]) for name in of_data],
+        "systems": systems,
+        "compared": [s for s in systems if s["role"] != "extra"],
+        "same_n": _same([s["n"] for s in systems if s["role"] != "extra"]),
+        "has": _columns_in_use(report),
         "forest": forest(report, scales),
-        "seeds": seeds_view(report, scales),
-        "deltas": [d for d in deltas if d["metric"] == report.primary],
-        "other_deltas": [d for d in deltas if d["metric"] != report.primary],
+        "seeds": [row for row in seeds_view(report, scales) if row["metric"] not in of_data],
+        "differing": differing_view(report, scales),
+        "matrix": matrix_view(report, scales),
+        "distribution": distribution_view(report, scales),
+        "deltas": deltas,
+        "other_deltas": [
+            _delta(d, scales) for d in shown if d.metric != report.primary and not is_in_matrix(d, report)
+        ],
         "adjusted": any(d.p_adjusted is not None for d in report.deltas),
         "costs": costs_view(
             report, {s.name: _cell(s.metrics.get(report.primary), scales[report.primary], None) for s in report.systems}
         ),
-        "charts": charts(report.curves, scales, labels),
+        "curves": panels(
+            [replace(c, run=labels.get(c.run, c.run)) for c in report.curves],
+            scales,
+            report.primary,
+            _groups(report, labels),
+        ),
         "sections": [_section(s, scales, labels) for s in report.sections],
-        "runs": runs,
+        "runs": [run_view(run) for run in report.runs],
     }
+
+
+def _with_values(metrics: Sequence[str], report: Report, is_extra: bool) -> list[str]:
+    """The metrics that any of the compared systems has, or any of the further measurements."""
+    shown = [s for s in report.systems if (s.role == "extra") == is_extra]
+    return [name for name in metrics if any(name in s.metrics for s in shown)]
+
+
+def _headline(report: Report) -> View:
+    """The title and sentences of the report; of one that has none, its verdict."""
+    head = report.headline or Headline(report.verdict or tr("No verdict"))
+    return {
+        "headline": head.title,
+        "lead": head.text,
+        "wrong": head.wrong,
+        "strip": head.strip,
+        "verdict": report.verdict or tr("No verdict"),
+    }
+
+
+def _data_metrics(report: Report) -> list[str]:
+    """The metrics that are a property of the data: no difference in them was computed, and all systems have one value."""
+    compared = [s for s in report.systems if s.role != "extra"]
+    tested = {d.metric for d in report.deltas}
+    if len(compared) < 2 or not tested:
+        return []
+    found = []
+    for name, m in compared[0].metrics.items():
+        values = {round(s.metrics[name].value, 9) for s in compared if name in s.metrics}
+        if m.higher_is_better is None and name not in tested and len(values) == 1:
+            found.append(name)
+    return found
+
+
+def _of_data(report: Report, name: str, scale: Scale) -> str:
+    value = next(s.metrics[name].value for s in report.systems if name in s.metrics)
+    return f"{name} {scale.value(value)} {'' if name.endswith(scale.unit) else scale.unit}".strip()
+
+
+def _same(values: Sequence[str]) -> str | None:
+    """Return the value that all rows of a table share, where they do."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _columns_in_use(report: Report) -> View:
+    """Say of each column of numbers whether any system has one: a column of dashes says nothing."""
+    metrics = [m for s in report.systems for m in s.metrics.values()]
+    in_use: View = {key: any(getattr(s, key) is not None for s in report.systems) for key in _OPTIONAL}
+    return in_use | {"unscored": any(m.n_unscored for m in metrics if m.name == report.primary)}
+
+
+_OPTIONAL = ("seconds", "tokens_in", "tokens_out", "peak_memory", "usd")
 
 
 def _metric_order(report: Report) -> list[str]:
@@ -57,37 +134,42 @@ def _metric_order(report: Report) -> list[str]:
 
 
 def scales_of(report: Report) -> dict[str, Scale]:
+    """Return how each metric is written: with the digits that its intervals leave certain."""
     units: dict[str, str] = {}
     values: dict[str, list[float | None]] = {report.primary: []}
+    widths: dict[str, list[float | None]] = {report.primary: []}
     for s in report.systems:
         for name, m in s.metrics.items():
             units[name] = m.unit
             values.setdefault(name, []).append(m.value)
+            widths.setdefault(name, []).append(_width(m))
     for d in report.deltas:
         units.setdefault(d.metric, d.unit)
         values.setdefault(d.metric, []).append(d.delta)
-    return {name: scale_for(units.get(name, "fraction"), values[name]) for name in values}
+        widths.setdefault(d.metric, []).append(_width(d))
+    return {name: scale_for(units.get(name, "fraction"), values[name], widths[name]) for name in values}
+
+
+def _width(found: Metric | Delta) -> float | None:
+    low, high = finite(found.low), finite(found.high)
+    return None if low is None or high is None else high - low
 
 
 def _run_labels(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Run id -> its recipe's name, where that name is its own; else the id."""
+    """Run id -> what the report calls it; else its recipe's name, where that name is its own; else the id."""
     names = [run.get("name") for run in runs]
     return {
-        str(run.get("id", "")): str(name) if name and names.count(name) == 1 else str(run.get("id", ""))
+        str(run.get("id", "")): str(
+            run.get("label") or (name if name and names.count(name) == 1 else run.get("id", ""))
+        )
         for run, name in zip(runs, names, strict=True)
     }
 
 
-def _headline(report: Report, scales: dict[str, Scale]) -> View | None:
-    delta = next((d for d in report.deltas if d.metric == report.primary), None)
-    if delta is None:
-        return None
-    view = _delta(delta, scales)
-    values = {s.name: s.metrics[report.primary].value for s in report.systems if report.primary in s.metrics}
-    scale = scales[report.primary]
-    view["from_value"] = scale.value(values[delta.from_]) if delta.from_ in values else None
-    view["to_value"] = scale.value(values[delta.to]) if delta.to in values else None
-    return view
+def _groups(report: Report, labels: Mapping[str, str]) -> dict[str, str]:
+    """Run's label -> the system that is this recipe with all its training seeds."""
+    trained = [s for s in report.systems if s.role == "tuned"]
+    return {labels.get(run, run): s.name for s in trained for entry in s.seeds for run in entry.get("runs") or ()}
 
 
 def _delta(d: Delta, scales: dict[str, Scale]) -> View:
@@ -107,22 +189,26 @@ def _delta(d: Delta, scales: dict[str, Scale]) -> View:
         "p_decided": p_value(d.p_decided),
         "corrected": d.p_adjusted is not None,
         "n": _n(d),
-        "verdict": d.verdict or None,
+        "verdict": word(d.verdict) or None,
         "tone": d.verdict if d.verdict in ("better", "worse") else "open",
     }
 
 
 def _n(found: Metric | Delta) -> str:
     """Return the number of rows, and of different inputs where some repeat."""
-    return count(found.n) + ("" if found.n_inputs is None else f" ({found.n_inputs:,} different inputs)")
+    if found.n_inputs is None:
+        return count(found.n)
+    return tr("{n} ({inputs:,} different inputs)", n=count(found.n), inputs=found.n_inputs)
 
 
 def _under(s: System, report: Report, labels: Mapping[str, str]) -> View:
     """The small line under a system's name: its role and run, where the name does not say them."""
     several_runs = len({other.run for other in report.systems}) > 1
-    run = labels.get(s.run, s.run) if len(s.seeds) < 2 else seeds_listed(s)
+    is_shared = s.role in ("baseline", "control") and [o.role for o in report.systems].count(s.role) == 1
+    run = seeds_listed(s) if len(s.seeds) > 1 else "" if is_shared else labels.get(s.run, s.run)
     parts = [
-        s.role if s.role != s.name else "",
+        s.differs if s.role == "tuned" and s.differs not in s.name and " and " not in s.differs else "",
+        word(s.role) if word(s.role) != s.name else "",
         run if (several_runs or len(s.seeds) > 1) and run not in s.name else "",
     ]
     return {"run": run, "seeds": len(s.seeds) > 1, "under": " · ".join(part for part in parts if part)}
@@ -149,7 +235,7 @@ def _system(s: System, metrics: Sequence[str], scales: dict[str, Scale], primary
 
 
 def _column(name: str, scale: Scale, primary: str) -> View:
-    return {"name": name, "unit": "" if scale.unit == name else scale.unit, "primary": name == primary}
+    return {"name": name, "unit": "" if name.endswith(scale.unit) else scale.unit, "primary": name == primary}
 
 
 def _cell(m: Metric | None, scale: Scale, main: Metric | None) -> View:
@@ -159,36 +245,7 @@ def _cell(m: Metric | None, scale: Scale, main: Metric | None) -> View:
     return {
         "value": scale.value(m.value),
         "interval": scale.interval(m.low, m.high),
-        "note": None if same_rows else f"n {m.n:,}, unscored {m.n_unscored:,}",
-    }
-
-
-def _stages(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [stage for stage in run.get("stages") or () if isinstance(stage, Mapping)]
-
-
-def _run(run: Mapping[str, Any]) -> View:
-    known = ("id", "name", "status", "started", "kind", "stages", "warnings", "systems", "error", "recipe")
-    documents = [("Recipe", run["recipe"])] if run.get("recipe") else []
-    documents += [(key.replace("_", " ").capitalize(), run[key]) for key in run if key not in known and run[key]]
-    return {
-        "id": run.get("id") or "unnamed",
-        "name": run.get("name") or run.get("id") or "unnamed",
-        "status": run.get("status") or "status not known",
-        "started": moment(run.get("started")),
-        "error": run.get("error"),
-        "stages": [
-            {
-                "name": stage.get("name"),
-                "status": stage.get("status"),
-                "seconds": duration(stage.get("seconds")),
-                "usd": dollars(stage.get("usd")),
-                "error": stage.get("error"),
-            }
-            for stage in _stages(run)
-        ],
-        "recipe": pretty(run["recipe"]) if run.get("recipe") else None,
-        "documents": [{"title": title, "text": pretty(value)} for title, value in documents],
+        "note": None if same_rows else tr("n {n:,}, unscored {unscored:,}", n=m.n, unscored=m.n_unscored),
     }
 
 
