@@ -6,13 +6,13 @@ plugin, which runs in a process of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from ftkit.api import Backend, MeasuredRun, Requires, Run, Session
 from ftkit.hookspecs import hookimpl
-from ftkit.records import Cancelled, Example, Finding, LengthLimit, ModelRef, Rendered, Section, Task
+from ftkit.records import Cancelled, Diagnosis, Example, Finding, LengthLimit, ModelRef, Rendered, Section, Task
 
 from ._state import CREATE_AGAIN
 from .options import ManagedOptions
@@ -27,6 +27,16 @@ class OpenAIManaged(Backend):
     requires = Requires(("openai", "tiktoken", "dotenv"), "ftkit[openai]")
     questions: ClassVar[Mapping[str, str]] = {CREATE_AGAIN: "yes: create and pay for another job or batch"}
 
+    @classmethod
+    def diagnose(cls, options: Any = None) -> Iterator[Diagnosis]:
+        for modules in super().diagnose(options):
+            yield modules
+            if modules.ok is False:
+                return
+        from ._doctor import diagnoses
+
+        yield from diagnoses(options)
+
     def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
         from ._check import findings
 
@@ -36,6 +46,11 @@ class OpenAIManaged(Backend):
         from ._estimate import estimate
 
         return estimate(self.options, task, trains)
+
+    def estimate_answers(self, task: Task, model: ModelRef) -> dict[str, Any]:
+        from ._estimate import estimate_answers
+
+        return estimate_answers(self.options, task, tuned=model.base is not None)
 
     def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
         from ._render import render
@@ -58,7 +73,7 @@ class OpenAIManaged(Backend):
             "model": model.uri,
             "job": model.meta.get("job"),
             "dialect": o.dialect,
-            "provider": base_url(o) or f"{o.dialect} {run.id if model.meta.get('job') else ''}".strip(),
+            "provider": base_url(o) or f"{o.dialect} {run.mark if model.meta.get('job') else ''}".strip(),
         }
 
     def train(self, task: Task, run: Run) -> ModelRef:
@@ -78,7 +93,7 @@ class OpenAIManaged(Backend):
 
     @property
     def length_limit(self) -> LengthLimit:
-        return LengthLimit(self.options.max_example_tokens, hint="name a model with a longer limit")
+        return LengthLimit(self.options.example_limit, hint="name a model with a longer limit")
 
     @property
     def eval_batch_size(self) -> int:

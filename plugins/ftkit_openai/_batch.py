@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import openai
+
 from ftkit.api import Run, Session
 from ftkit.errors import RunFailed
 from ftkit.files import digest
@@ -16,8 +18,10 @@ from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 from ._client import Provider
 from ._errors import Malformed
 from ._estimate import price_of
+from ._lists import mapping_of
 from ._once import Once, detached
 from ._requests import LateAnswers, chat_body, failed_predictions, predictions_of
+from ._results import tokens_of
 from ._rows import write_file
 from ._state import AGAIN, state_of
 from ._tags import BATCH_FINAL, BATCH_PREFIX, batch_tag, batch_to_adopt
@@ -91,20 +95,34 @@ class BatchSession(Session):
             return
         ended = self.follow(found if found is not None else batch.adopt_or_create())
         if ended.status == "cancelled":
-            self.save_answers(ended, portion, generation)
+            self.save_answers(self.read_rows(ended)[0], ended, portion, generation)
             raise RunFailed(
                 f"the batch {ended.id} was cancelled; what it answered is kept",
                 f"another for the rest, paid again: ftkit run --resume {self.run.dir} {AGAIN}",
             )
         if ended.status == "failed":
             batch.forget()
-            errors = (ended.errors.data if ended.errors else None) or []
-            why = "; ".join(self.provider.clean(e.message) for e in errors[:3]) or "no reason is given"
+            errors = getattr(ended.errors, "data", None) or []
+            why = "; ".join(self.provider.clean(getattr(e, "message", e)) for e in errors[:3]) or "no reason is given"
             raise RunFailed(
                 f"the batch {ended.id} was refused: {why}",
                 f"fix it, and resume with: ftkit run --resume {self.run.dir}",
             )
-        yield from self.save_answers(ended, portion, generation)
+        rows, gone = self.read_rows(ended)
+        if gone:
+            self.save_answers(rows, ended, portion, generation)
+            late = LateAnswers(self.run, self.model, generation)
+            kept = [late.take(planned) for planned, _ in portion]
+            if None not in kept:  # all were saved before the file disappeared
+                yield from (answers for answers in kept if answers is not None)
+                batch.forget()
+                return
+            raise RunFailed(
+                f"the answers of the batch {ended.id} are gone: {self.provider.dialect.label} has no file {gone} (404)",
+                f"do backend.base_url and the key belong to it? look again: ftkit run --resume {self.run.dir}\n"
+                f"  {batch.another_hint()}",
+            )
+        yield from self.save_answers(rows, ended, portion, generation)
         batch.forget()  # what failed of it and is sent again is another batch, even with the same requests
 
     def follow(self, batch: Any) -> Any:
@@ -112,11 +130,12 @@ class BatchSession(Session):
         delay, reported = 0.5, None
         while batch.status not in BATCH_FINAL:
             counts = batch.request_counts
-            progress = (batch.status, counts.completed if counts else 0)
+            done, total = (tokens_of(getattr(counts, name, None)) or 0 for name in ("completed", "total"))
+            progress = (batch.status, done)
             if progress != reported:
                 reported, delay = progress, 0.5
-                total = f", {counts.completed} of {counts.total} done" if counts and counts.total else ""
-                self.run.log("note", message=f"batch {batch.id}: {batch.status}{total}")
+                shown = f", {done} of {total} done" if total else ""
+                self.run.log("note", message=f"batch {batch.id}: {batch.status}{shown}")
             time.sleep(jittered(delay))
             delay = min(delay * 1.5, self.provider.options.poll_seconds)
             batch = self.provider.read(
@@ -125,9 +144,13 @@ class BatchSession(Session):
             )
         return batch
 
-    def save_answers(self, batch: Any, portion: list[_Planned], generation: GenerationConfig) -> list[list[Prediction]]:
-        """Return an ended batch's answers, after saving them; of a cancelled one, only complete planned batches are saved."""
-        rows = self.read_rows(batch)
+    def save_answers(
+        self, rows: dict[str, dict[str, Any]], batch: Any, portion: list[_Planned], generation: GenerationConfig
+    ) -> list[list[Prediction]]:
+        """Return an ended batch's answers, after saving them; of a cancelled one, only complete planned batches are saved.
+
+        `rows` are those of `read_rows`.
+        """
         late = LateAnswers(self.run, self.model, generation)
         answers = []
         for planned, _ in portion:
@@ -138,14 +161,21 @@ class BatchSession(Session):
             answers.append(found)
         return answers
 
-    def read_rows(self, batch: Any) -> dict[str, dict[str, Any]]:
-        """Return what the batch's files hold, by custom id. Lines that are not JSON are left out: they are no answer."""
+    def read_rows(self, batch: Any) -> tuple[dict[str, dict[str, Any]], str | None]:
+        """Return what the batch's files hold, by custom id, and the id of its output file where that is gone (404).
+
+        Lines that are not JSON are left out: they are no answer.
+        """
         found: dict[str, dict[str, Any]] = {}
+        gone = None
         files = self.provider.client.files
         for id in (batch.error_file_id, batch.output_file_id):
             if not id:
                 continue
-            data: bytes = self.provider.read("reading the batch's answers", partial(_download, files, id))
+            data = self.provider.read("reading the batch's answers", partial(_download_or_none, files, id))
+            if data is None:
+                gone = id if id == batch.output_file_id else gone
+                continue
             for line in data.decode("utf-8", "replace").split("\n"):
                 try:
                     row = json.loads(line)
@@ -153,14 +183,14 @@ class BatchSession(Session):
                     continue
                 if isinstance(row, dict):
                     found[str(row.get("custom_id"))] = row
-        return found
+        return found, gone
 
     def predictions(
         self, example: Example, row: dict[str, Any] | None, generation: GenerationConfig, status: str
     ) -> list[Prediction]:
         """Return the predictions of one example: from its row, or failed ones where the batch has no answer to it."""
-        response = (row or {}).get("response") or {}
-        body = response.get("body") if isinstance(response, dict) else None
+        response = mapping_of((row or {}).get("response"))
+        body = response.get("body")
         if isinstance(body, dict) and response.get("status_code") == 200:
             try:
                 return predictions_of(example, body, generation, self.price, self.model.base is not None, batch=True)
@@ -200,10 +230,12 @@ class Batch(Once):
         return self.session.follow(found) if found.status == "cancelling" else found
 
     def can_replace(self, found: Any) -> bool:
-        return bool(found.status == "cancelled")
+        return found.status == "cancelled" or (
+            found.status in BATCH_FINAL and self.session.read_rows(found)[1] is not None
+        )
 
     def before_replacing(self, found: Any) -> None:
-        self.session.save_answers(found, self.portion, self.generation)
+        self.session.save_answers(self.session.read_rows(found)[0], found, self.portion, self.generation)
 
     def prepare(self) -> Callable[[], Any]:
         tag = batch_tag(self.run, self.key)
@@ -223,6 +255,10 @@ def custom_id(example: Example) -> str:
     return example.id if len(example.id) <= 64 and example.id.isascii() else digest(example.id)
 
 
-def _download(files: Any, id: str) -> bytes:
-    content: bytes = files.content(id).read()
+def _download_or_none(files: Any, id: str) -> bytes | None:
+    """Return a file's content; None where the provider does not have it."""
+    try:
+        content: bytes = files.content(id).read()
+    except openai.NotFoundError:
+        return None
     return content

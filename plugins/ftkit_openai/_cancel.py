@@ -49,7 +49,7 @@ def cancel(options: ManagedOptions, run: MeasuredRun, running: bool) -> Cancelle
     texts = tuple(
         f"outcome unknown: a {noun} may exist at the provider; none with this run's metadata tag appeared within "
         f"{options.find_window:g} s\n"
-        f"  search again: ftkit cancel {run.dir}, or search the provider's own pages for ftkit_run={run.id}"
+        f"  search again: ftkit cancel {run.dir}, or search the provider's own pages for ftkit_run={run.mark}"
         for noun in unknown
     )
     note = (

@@ -34,7 +34,7 @@ def findings(options: ManagedOptions, task: Task | None, trains: bool = True) ->
         if trains:
             yield from _check_data(options, task)
         yield from _check_price(options, task, trains)
-    yield from _check_account(options, trains)
+    yield from account_findings(options, trains)
 
 
 # ---------------------------------------------------------------- options and data: no network
@@ -144,7 +144,7 @@ def _check_price(o: ManagedOptions, task: Task, trains: bool = True) -> Iterator
 # ---------------------------------------------------------------- the account: requests that cost nothing
 
 
-def _check_account(o: ManagedOptions, trains: bool = True) -> Iterator[Finding]:
+def account_findings(o: ManagedOptions, trains: bool = True) -> Iterator[Finding]:
     from ._client import base_url
     from ._connect import connect, connection_problem
 
@@ -165,7 +165,9 @@ def _check_account(o: ManagedOptions, trains: bool = True) -> Iterator[Finding]:
 
 
 def _check_model(o: ManagedOptions, provider: Provider) -> Iterator[Finding]:
-    listed = {m.id: m for m in provider.read("listing the models", lambda: list(provider.client.models.list()))}
+    from ._lists import items
+
+    listed = {m.id: m for m in provider.read("listing the models", lambda: list(items(provider.client.models.list())))}
     if o.base_model not in listed:
         near = difflib.get_close_matches(o.base_model, listed, 3)
         hint = f"near: {', '.join(near)}" if near else f"there are {len(listed)}, such as {', '.join(list(listed)[:3])}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import ssl
@@ -19,7 +18,9 @@ import openai
 from ftkit.errors import FtkitError, RunFailed
 
 from ._dialects import DIALECTS, Dialect
-from ._errors import RETRYABLE, TRAINING_NOT_ALLOWED, Malformed, classify, message_of, retry_after
+from ._errors import RETRYABLE, TRAINING_NOT_ALLOWED, classify, message_of, retry_after
+from ._http import HttpClient
+from ._mask import MASK, Mask
 from ._throttle import backoff_delay, jittered
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
+_LONGEST = 10_000  # characters of a provider's text that are looked at, for a message of 600
 
 
 def api_key(options: ManagedOptions) -> str | None:
@@ -62,14 +64,6 @@ def is_loopback(url: str) -> bool:
     return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
-def _check_answer(response: httpx2.Response) -> None:
-    """Raise Malformed for a success that is no JSON object of the API: the client would return an empty object for it."""
-    if response.is_success and not response.request.url.path.endswith("/content"):
-        data = json.loads(response.read() or b"null")
-        if not isinstance(data, dict) or data.keys().isdisjoint(("id", "object", "data", "choices")):
-            raise Malformed(response.text[:200] or "an empty answer")
-
-
 @functools.cache
 def _certificates() -> ssl.SSLContext:
     """Return the trusted certificates, read once: a run connects several times."""
@@ -94,15 +88,16 @@ class Provider:
         self.host = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
         self.patience = options.patience if patience is None else patience  # seconds during which `read` retries
         self._key = api_key(options)
+        self.mask = Mask(self._key)
         self.client = openai.OpenAI(
             api_key=self._key or "no-key",
             base_url=url,
             max_retries=0,  # the client would also repeat a POST whose answer was lost
             timeout=httpx2.Timeout(options.timeout, connect=min(CONNECT_SECONDS, options.timeout)),
-            http_client=openai.DefaultHttpxClient(
+            http_client=HttpClient(
+                self.mask,
                 limits=httpx2.Limits(max_connections=options.concurrency + 4, max_keepalive_connections=options.concurrency + 4),
                 verify=_certificates(),
-                event_hooks={"response": [_check_answer]},
                 trust_env=not is_loopback(url),  # a proxy of the environment cannot reach a server on this machine
             ),
         )  # fmt: skip
@@ -116,11 +111,12 @@ class Provider:
         return self.dialect.label if self.dialect.authoritative else f"{self.dialect.label} ({self.host})"
 
     def clean(self, text: object) -> str:
-        """Return text from outside as one line, without the key and without anything that looks like a key."""
-        line = " ".join(str(text).split())
-        if self._key:
-            line = line.replace(self._key, "[key]")
-        return re.sub(r"\b(?:sk|key)-[A-Za-z0-9*_\-]{4,}|(?i:bearer) +[^\s'\",]{4,}", "[key]", line)[:600]
+        """Return text from outside as one line, without the key and without anything that looks like a key.
+
+        The key is also found where it is encoded (in a URL, in JSON, in base64) or cut to 8 characters or more.
+        """
+        line = self.mask(" ".join(str(text)[:_LONGEST].split()))
+        return re.sub(r"\b(?:sk|key)-[A-Za-z0-9*_\-]{4,}|(?i:bearer) +[^\s'\",]{4,}", MASK, line)[:600]
 
     def read(self, what: str, call: Callable[[], T], patience: float | None = None) -> T:
         """Return what `call` returns. Retries failures that are RETRYABLE, with growing waits. Raises FtkitError.
@@ -157,13 +153,14 @@ class Provider:
             "model": (f"{label} has no model {model!r} for this key (404)", self._model_hint(model)),
             "quota": (f"{label}: the quota is used up (429 insufficient_quota)", f"buy credit or raise the limit at the provider. {resume}"),
             "billing": (f"{label}: billing stops the request: {text}", f"fix it in the account's billing settings. {resume}"),
-            "rate": (f"{label} kept refusing requests for its rate limit (429) while {what}", f"lower backend.concurrency, or wait. {resume}"),
+            "rate": (f"{label} kept refusing requests for its rate limit (429) while {what}", f"wait, or ask less at once with --set backend.concurrency={max(1, self.options.concurrency // 4)}. {resume}"),
             "moderation": (f"{label} blocked the request by moderation while {what}: {text}", "look at the rows that it names; remove what is not allowed"),
             "invalid": (f"{label} refused the request while {what} ({status}): {text}", "fix what it names in the recipe or the data"),
             "not_found": (f"{label} has no such object (404) while {what}: {text}", "is backend.base_url right?"),
             "server": (f"{label} failed while {what} ({status}): {text}", resume),
-            "timeout": (f"{label} did not answer within {self.options.timeout:g} s while {what}", f"raise backend.timeout, or try later. {resume}"),
+            "timeout": (f"{label} did not answer within {self.options.timeout:g} s while {what}", f"try later, or wait longer for each answer with --set backend.timeout={4 * self.options.timeout:g}. {resume}"),
             "malformed": (f"{label} returned a malformed answer while {what}: {text}", f"is backend.base_url right? {resume}"),
+            "redirect": (f"{label} answered with a redirect while {what} ({status}): {text}", f"ftkit follows no redirect of a request that may cost money: give the right address as backend.base_url. {resume}"),
             "network": (f"no connection to {self.host} while {what}: {text}", f"check the network and backend.base_url. {resume}"),
         }.get(classify(error), (f"{type(error).__name__} while {what}: {text}", resume))  # fmt: skip
         return RunFailed(message, hint.strip() or None)

@@ -31,6 +31,10 @@ def connect(options: ManagedOptions, run: Run | None, patience: float | None = N
         yield provider
     finally:
         provider.close()
+        if run is not None and run.sealed:  # nothing else ends the server of a run that is only used
+            from ._local import stop
+
+            stop(run)
 
 
 def connection_problem(options: ManagedOptions, url: str | None) -> tuple[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,6 +16,11 @@ from ftkit.errors import InputError, RunFailed
 
 from ._client import Provider, secret
 from ._errors import Malformed
+from ._follow import checkpoint_step
+from ._http import masked
+from ._lists import items
+from ._logs import mask_logs
+from ._mask import Mask
 from ._throttle import jittered
 
 _WAIT = 3600.0  # seconds that a deployment may take
@@ -27,12 +33,15 @@ def deploy(provider: Provider, run: Run, job: Any) -> str:
     if provider.dialect.deploy == "nebius":
         return _deploy_at_nebius(provider, run, job)
     if not job.fine_tuned_model:
-        raise RunFailed(f"job {job.id} succeeded and names no tuned model", "look at it on the provider's own pages")
+        raise RunFailed(
+            f"job {job.id} succeeded and names no tuned model",
+            f"look at it on the provider's own pages; look again: ftkit run --resume {run.dir}",
+        )
     return str(job.fine_tuned_model)
 
 
 def _deployment_name(run: Run) -> str:
-    return re.sub(r"[^a-z0-9-]+", "-", run.id.lower()).strip("-")[-40:].strip("-")
+    return re.sub(r"[^a-z0-9-]+", "-", run.mark.lower()).strip("-")[-40:].strip("-")
 
 
 def missing_token(name: str) -> tuple[str, str]:
@@ -78,21 +87,26 @@ def _deploy_at_azure(provider: Provider, run: Run, job: Any) -> str:
 
 def _deploy_at_nebius(provider: Provider, run: Run, job: Any) -> str:
     checkpoints = provider.read(
-        "listing the checkpoints", lambda: list(provider.client.fine_tuning.jobs.checkpoints.list(job.id))
+        "listing the checkpoints", lambda: list(items(provider.client.fine_tuning.jobs.checkpoints.list(job.id)))
     )
     if not checkpoints:
         raise RunFailed(
             f"job {job.id} succeeded and left no checkpoint to deploy", "look at it on the provider's own pages"
         )
-    last = max(checkpoints, key=lambda c: c.step_number)
+    last = max(checkpoints, key=checkpoint_step)
     parts = urlsplit(provider.url)
     url = urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + "/v0/models"))
     key = provider.client.api_key
     headers = {"Authorization": f"Bearer {key}"}
     name = _deployment_name(run)
-    if _find_at_nebius(provider, url, headers, name) is None:
-        body = {"source": f"{job.id}:{last.id}", "base_model": provider.options.base_model, "name": name}
-        _send_request(provider, "POST", url, headers, body, key)
+    body = {"source": f"{job.id}:{last.id}", "base_model": provider.options.base_model, "name": name}
+
+    def find_or_deploy() -> None:
+        """Deploy the adapter unless it is there: an earlier request may have arrived although its answer was lost."""
+        if _find_at_nebius(provider, url, headers, name) is None:
+            _send_once(provider, "POST", url, headers, body, key)
+
+    provider.read("deploying the tuned model (POST)", find_or_deploy)
     deadline = time.monotonic() + _WAIT
     while time.monotonic() < deadline:
         found = _find_at_nebius(provider, url, headers, name) or {}
@@ -109,30 +123,40 @@ def _deploy_at_nebius(provider: Provider, run: Run, job: Any) -> str:
 
 def _find_at_nebius(provider: Provider, url: str, headers: dict[str, str], name: str) -> dict[str, Any] | None:
     listed = _send_request(provider, "GET", url, headers, None, provider.client.api_key)
-    models: list[dict[str, Any]] = listed.get("models") or listed.get("data") or []
-    return next((m for m in models if name in str(m.get("name"))), None)
+    models = listed.get("models") or listed.get("data") or []
+    return next((m for m in models if isinstance(m, dict) and name in str(m.get("name"))), None)
 
 
 def _send_request(
     provider: Provider, method: str, url: str, headers: dict[str, str], body: Any, secret: str
 ) -> dict[str, Any]:
-    """Send one request outside the OpenAI API and return its JSON. Raises RunFailed, which never contains the secret."""
+    """Send one request outside the OpenAI API and return its JSON. Raises RunFailed, which never contains the secret.
 
-    def call() -> dict[str, Any]:
-        request = httpx2.Request(method, url)
-        try:
-            answer = httpx2.request(method, url, headers=headers, json=body, timeout=provider.options.timeout)
-        except httpx2.TransportError as error:
-            raise openai.APIConnectionError(request=request) from error
-        if answer.status_code >= 400:
-            text = answer.text.replace(secret, "[key]")[:300]
-            if answer.status_code in (401, 403):
-                raise RunFailed(f"{provider.dialect.label} does not let this token deploy ({answer.status_code}): {text}",
-                                f"get a new one, with the right to deploy. {provider.resume_hint}".strip())  # fmt: skip
-            raise openai.APIStatusError(text, response=answer, body=None)
-        data = answer.json()
-        if not isinstance(data, dict):
-            raise Malformed("no JSON object")
-        return data
+    The request is repeated after a failure that may disappear: it must be one that may be sent twice.
+    """
+    send = partial(_send_once, provider, method, url, headers, body, secret)
+    return provider.read(f"deploying the tuned model ({method})", send)
 
-    return provider.read(f"deploying the tuned model ({method})", call)
+
+def _send_once(
+    provider: Provider, method: str, url: str, headers: dict[str, str], body: Any, secret: str
+) -> dict[str, Any]:
+    """Send one request once. May raise what the client raises. It follows no redirect."""
+    mask = Mask(secret)
+    mask_logs(mask)
+    request = httpx2.Request(method, url)
+    try:
+        answer = httpx2.request(method, url, headers=headers, json=body, timeout=provider.options.timeout)
+    except httpx2.TransportError as error:
+        raise openai.APIConnectionError(request=request) from error
+    answer = masked(answer, mask)
+    if answer.status_code in (401, 403):
+        text = provider.clean(answer.text[:300])
+        raise RunFailed(f"{provider.dialect.label} does not let this token deploy ({answer.status_code}): {text}",
+                        f"get a new one, with the right to deploy. {provider.resume_hint}".strip())  # fmt: skip
+    if not answer.is_success:
+        raise openai.APIStatusError(answer.text[:300], response=answer, body=None)
+    data = answer.json()
+    if not isinstance(data, dict):
+        raise Malformed("no JSON object")
+    return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ def classify(error: BaseException) -> str:
         json.JSONDecodeError,
         UnicodeDecodeError,
         Malformed,
+        RecursionError,  # of json: brackets without end
         httpx2.DecodingError,
     )
     if isinstance(error, broken) or isinstance(error.__cause__, broken):
@@ -47,6 +49,8 @@ def classify(error: BaseException) -> str:
 def _classify_status(error: openai.APIStatusError) -> str:
     status, code = error.status_code, f"{error.code or ''} {error.type or ''}".lower()
     text = f"{code} {message_of(error)}".lower()
+    if 300 <= status < 400:
+        return "redirect"
     if status >= 500 or status in (408, 409):  # whatever the text says of billing or models: the request got no answer
         return "server"
     if status == 429:  # the code comes first: the message of a used-up quota mentions billing as well
@@ -79,6 +83,8 @@ def message_of(error: BaseException) -> str:
             return str(inner["message"])
     if isinstance(error, openai.APIStatusError):
         text = error.response.text.strip() if error.response.is_closed else ""
+        if 300 <= error.status_code < 400 and error.response.headers.get("location"):
+            return f"to {error.response.headers['location'][:300]}"
         return text[:300] if text and not text.startswith("<") else f"HTTP {error.status_code} without an explanation"
     if isinstance(error, openai.APIConnectionError) and error.__cause__ is not None:
         return str(error.__cause__) or type(error.__cause__).__name__
@@ -86,23 +92,33 @@ def message_of(error: BaseException) -> str:
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Return the seconds to wait that the provider's Retry-After headers state; None where there are none."""
+    """Return the seconds to wait that the provider's Retry-After headers state, from 0; None where they state none.
+
+    They may be any number: the caller limits the wait.
+    """
     response = getattr(error, "response", None)
     headers = response.headers if response is not None else {}
-    if headers.get("retry-after-ms"):
-        return _number(headers["retry-after-ms"], 1000.0)
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000.0
     value = headers.get("retry-after")
-    if not value:
-        return None
     seconds = _number(value)
-    if seconds is None:
-        date = email.utils.parsedate_tz(value)
-        seconds = email.utils.mktime_tz(date) - time.time() if date else None
-    return None if seconds is None else max(0.0, seconds)
+    return _seconds_until(value) if seconds is None else seconds
 
 
-def _number(text: str, per: float = 1.0) -> float | None:
+def _number(text: str | None) -> float | None:
+    """Return a number from 0; None for anything else, also for NaN and infinity."""
     try:
-        return max(0.0, float(text)) / per
+        number = float(text or "")
     except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _seconds_until(text: str | None) -> float | None:
+    """Return the seconds until a date of HTTP, 0 for one in the past; None for what is no date."""
+    try:
+        date = email.utils.parsedate_tz(text or "")
+        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+    except (ValueError, OverflowError, TypeError, IndexError):
         return None

@@ -18,16 +18,17 @@ from ftkit.api import Run, Session
 from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from ._client import Provider
-from ._errors import classify, retry_after
+from ._errors import RETRYABLE, classify, retry_after
 from ._estimate import price_of
 from ._requests import LateAnswers, chat_body, failed_predictions, predictions_of
 from ._throttle import RateLimiter, backoff_delay, jittered
 
 _ATTEMPTS = 6  # of one request whose failures are retryable, while other requests succeed
 _LAST_WAIT = 30.0  # seconds that an interrupted session waits for the answers in flight
-_MOST_INVALID = 10  # requests refused as invalid before any answer: the recipe is wrong, not the rows
+_MALFORMED_ATTEMPTS = 3  # of one request that is answered without an answer: each may be paid for
+_MOST_WRONG = 10  # requests that are refused as invalid, or malformed answers, before any answer: it is not the rows
 _FATAL = frozenset(
-    {"key", "unavailable", "forbidden", "quota", "billing", "not_found", "model"}
+    {"key", "unavailable", "forbidden", "quota", "billing", "not_found", "model", "redirect"}
 )  # the same for every request
 
 
@@ -39,7 +40,7 @@ class ChatSession(Session):
         self.options = provider.options
         self.tuned = model.base is not None
         self.price = price_of(self.options)
-        self.limiter = RateLimiter(self.options.concurrency)
+        self.limiter = RateLimiter(self.options.concurrency, longest=self.options.patience)
         self.stop = threading.Event()
         self.began = self.succeeded = time.monotonic()  # when this session began, and when a request last succeeded
         self.in_flight: dict[Future[list[Prediction]], Sequence[Example]] = {}
@@ -47,6 +48,9 @@ class ChatSession(Session):
         self.late: LateAnswers | None = None
         self.rate_limited = 0  # requests refused by a rate limit
         self.invalid = 0  # requests refused as invalid
+        self.malformed = 0  # malformed answers in a row
+        self.fingerprints: set[str] = set()  # the provider's names of what answered, as lock.json records them
+        self.warned = False  # that answers have another number of choices than was requested
 
     def generate(
         self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
@@ -93,7 +97,12 @@ class ChatSession(Session):
                     self.late.keep(batch, future.result(timeout=max(0.0, deadline - time.monotonic())))
 
     def answer_batch(self, batch: Sequence[Example], generation: GenerationConfig) -> list[Prediction]:
-        return [p for example in batch for p in self.answer(example, generation)]
+        answers = [p for example in batch for p in self.answer(example, generation)]
+        failed = sum(p.error is not None for p in answers)
+        if self.late is not None and 0 < failed < len(answers):
+            # Paid for as a whole: the core requests again what failed, and then gets the same answers.
+            self.late.keep(batch, answers)
+        return answers
 
     def answer(self, example: Example, generation: GenerationConfig) -> list[Prediction]:
         """Return the predictions of one example, failed ones where only this request cannot succeed.
@@ -107,11 +116,14 @@ class ChatSession(Session):
                 try:
                     # The same request as chat.completions.create, without building objects that nobody reads.
                     raw = self.provider.client.post("/chat/completions", body=body, cast_to=httpx2.Response)
-                    found = predictions_of(example, json.loads(raw.content), generation, self.price, self.tuned)
+                    data = json.loads(raw.content)
+                    found = predictions_of(example, data, generation, self.price, self.tuned)
                 except Exception as error:
                     failure = error
                 else:
-                    self.succeeded = time.monotonic()
+                    self.succeeded, self.malformed = time.monotonic(), 0
+                    self.check_choices(len(data["choices"]), generation)
+                    self.note_fingerprint(data.get("system_fingerprint"))
                     if not self.any_answered() and self.late is not None:
                         self.late.note_answer()
                     self.limiter.on_answer(raw.headers)
@@ -138,18 +150,40 @@ class ChatSession(Session):
             raise self.provider.explain(error, "asking the model", self.model.uri) from None
         if failure == "invalid" and "context_length" not in f"{error.code}":  # type: ignore[attr-defined]
             self.invalid += 1
-            if self.invalid >= _MOST_INVALID and not self.any_answered():
-                what = f"asking the model, {_MOST_INVALID} times out of {_MOST_INVALID}"
+        if failure == "malformed":
+            self.malformed += 1
+        for wrong in (self.invalid, self.malformed):
+            if wrong >= _MOST_WRONG and not self.any_answered():
+                what = f"asking the model, {_MOST_WRONG} times out of {_MOST_WRONG}"
                 raise self.provider.explain(error, what) from None
-        if failure in ("rate", "network", "server", "timeout") and now - self.succeeded > self.options.patience:
+        if failure in RETRYABLE and now - self.succeeded > self.options.patience:
             raise self.provider.explain(error, "asking the model") from None
+        wait = min(retry_after(error) or jittered(backoff_delay(attempt, 0.5, 30.0 if failure == "rate" else 15.0)),
+                   self.options.patience)  # fmt: skip
         if failure == "rate":
             self.rate_limited += 1
-            self.limiter.on_refusal(retry_after(error) or jittered(backoff_delay(attempt, 0.5, 30.0)), sent)
-        elif failure == "network":
-            self.limiter.pause(jittered(backoff_delay(attempt, 0.5, 15.0)))
+            self.limiter.on_refusal(wait, sent)
+        elif failure == "network" or (failure == "malformed" and self.malformed > _MOST_WRONG):
+            self.limiter.pause(wait)  # an outage, and no matter of this request
         elif failure not in ("invalid", "moderation"):
-            self.stop.wait(retry_after(error) or jittered(backoff_delay(attempt, 0.5, 15.0)))
+            self.stop.wait(wait)
+
+    def check_choices(self, count: int, generation: GenerationConfig) -> None:
+        """Warn once where an answer has another number of choices than was requested. It is not requested again."""
+        if count == generation.samples or self.warned:
+            return
+        self.warned = True
+        text = (
+            f"{self.provider.dialect.label} returned {count} of {generation.samples} requested choices: it may not "
+            "support `n`. Missing samples are failed predictions; `generation.samples: 1` requests one answer to each row"
+        )
+        self.run.log("warning", message=text)
+
+    def note_fingerprint(self, fingerprint: object) -> None:
+        """Record in lock.json under which fingerprints the provider answered: another one may answer otherwise."""
+        if isinstance(fingerprint, str) and fingerprint and fingerprint not in self.fingerprints:
+            self.fingerprints.add(fingerprint)
+            self.run.log("lock", **{f"system_fingerprint {self.model.uri}": sorted(self.fingerprints)})
 
     def any_answered(self) -> bool:
         """Say whether a request of this kind was answered, in this session or an earlier one."""
@@ -158,8 +192,9 @@ class ChatSession(Session):
     def is_final(self, error: Exception, attempt: int) -> bool:
         """Say whether this request cannot succeed, while others can."""
         failure = classify(error)
+        attempts = _MALFORMED_ATTEMPTS if failure == "malformed" else _ATTEMPTS
         return failure in ("invalid", "moderation") or (
-            failure in ("server", "timeout", "malformed") and attempt >= _ATTEMPTS
+            failure in ("server", "timeout", "malformed") and attempt >= attempts
         )
 
     def stats(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -62,11 +63,17 @@ def local_server(data_dir: Path, *options: str) -> Iterator[str]:
 
 
 def server_for(run: Run) -> str:
-    """Return the address of this run's own server, started on first use; its data are in the run directory."""
+    """Return the address of this run's own server, started on first use; its data are in the run directory.
+
+    A run that is only used stays as it is: its server works on a copy.
+    """
     with _lock:
         if run.dir not in _running:
             stack = contextlib.ExitStack()
-            _running[run.dir] = (stack, stack.enter_context(local_server(run.path("train", "server"))))
+            data = run.path("train", "server")
+            if run.sealed:
+                data = shutil.copytree(data, run.scratch("server"), dirs_exist_ok=True)
+            _running[run.dir] = (stack, stack.enter_context(local_server(data)))
         return _running[run.dir][1]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import re
 from typing import TYPE_CHECKING, Any
 
 from ._dialects import DIALECTS
@@ -15,9 +18,10 @@ _known: dict[tuple[str, str, str], str | None] = {}  # shutdown dates by dialect
 
 def shutdown_of(o: ManagedOptions, model: Any) -> str | None:
     """Return a model's shutdown date as YYYY-MM-DD: the provider's, or the one known of its family; None without one."""
-    stated = getattr(model, "shutdown_date", None)
-    if stated:
-        return str(stated)[:10]
+    stated = str(getattr(model, "shutdown_date", None) or "")[:10]
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", stated):
+        with contextlib.suppress(ValueError):  # a day that no month has
+            return datetime.date.fromisoformat(stated).isoformat()
     name = o.base_model
     known = {f: day for f, day in DIALECTS[o.dialect].shutdown.items() if name == f or name.startswith(f"{f}-20")}
     return next(iter(known.values()), None)

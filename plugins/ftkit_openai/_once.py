@@ -1,6 +1,7 @@
 """Create something that costs money exactly once, whatever happens to the answer, the network or this process.
 
-The run's state says what is created before the request is sent. The request is sent once. Where its outcome is unknown
+The provider is searched for an object with this run's metadata tag before the request is sent: the run's state may be lost.
+The state says what is created before the request is sent. The request is sent once. Where its outcome is unknown
 (no answer, a server error, a process that died), the provider is searched for an object with this run's metadata tag.
 Found: the run adopts it. Not found: the run stops with "outcome unknown", and the user decides.
 
@@ -9,7 +10,6 @@ Jobs and batches share this mechanism: each is a subclass of `Once`.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -122,9 +122,11 @@ class Once(ABC):
         return self._create(self.prepare())
 
     def adopt_existing(self) -> Any:
-        """Return what an earlier request created, where its outcome was not known; None where the run may create one.
+        """Return what an earlier request created; None where the run may create one.
 
-        Raises RunFailed where the outcome stays unknown, and the user did not confirm that another may be created.
+        The provider is searched in any case: the run's state may be lost, and a request may have been refused (by a gateway,
+        for example) after the provider had accepted it. Raises RunFailed where the search fails, and where the outcome stays
+        unknown and the user did not confirm that another may be created.
         """
         provider, again = self.provider, create_again(self.run)
         if outcome_unknown(self.run, self.key):
@@ -136,11 +138,12 @@ class Once(ABC):
                 found = provider.read(_SEARCHING, self.find, 0.0)  # a confirmation cannot replace a list that failed
             if found is not None:
                 return self._adopt(found, f"{self.what} exists already ({found.id})")
-        elif self.entry.get("phase") == "refused":  # by a gateway, for example, after the provider had accepted it
-            with contextlib.suppress(RunFailed):
-                found = provider.read(_SEARCHING, self.find, 5.0)
-                if found is not None:
-                    return self._adopt(found, f"{self.what} exists ({found.id}), although the request was refused")
+        else:
+            found = provider.read(_SEARCHING, self.find)
+            if found is not None and self.entry.get("phase") == "refused":
+                return self._adopt(found, f"{self.what} exists ({found.id}), although the request was refused")
+            if found is not None:
+                return self._adopt(found, f"{self.what} with this run's metadata tag exists already ({found.id})")
         self._check_not_cancelled()
         return None
 
@@ -155,7 +158,11 @@ class Once(ABC):
     # ---- creating
 
     def _create(self, create: Callable[[], Any]) -> Any:
-        """Return the object that `create` creates. `create` is called again only where it certainly created nothing."""
+        """Return the object that `create` creates.
+
+        `create` is called again only where it was never sent, or where the provider refused it and has no object with the
+        run's tag.
+        """
         provider, run = self.provider, self.run
         own = is_own_server(provider.options)
         deadline = time.monotonic() + provider.patience
@@ -185,9 +192,14 @@ class Once(ABC):
                 wait = max(retry_after(error) or 0.0, jittered(backoff_delay(attempt, 0.5, 15.0)))
                 if failure not in RETRYABLE or time.monotonic() + wait > deadline:
                     raise provider.explain(error, f"creating {self.what}") from None
+                sent = not never_sent(error)
             else:
                 return self._save_created(created)  # not inside `try`: the object exists, whatever fails here
             time.sleep(wait)
+            if sent:
+                found = provider.read(_SEARCHING, self.find)
+                if found is not None:
+                    return self._adopt(found, f"{self.what} exists ({found.id}), although the request was refused")
         raise AssertionError("unreachable")
 
     def _search(self, once: bool) -> Any:

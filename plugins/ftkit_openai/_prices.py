@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +86,20 @@ def _price(model: str, entry: Any) -> Price:
     unknown = sorted(set(map(str, entry)) - set(Price.__dataclass_fields__))
     if unknown:
         raise ValueError(f"the price of {model} has an unknown key {unknown[0]!r}; write it {wanted}")
+    numbers = {str(key): _usd(value) for key, value in entry.items()}
+    wrong = next((key for key, number in numbers.items() if number is None), None)
+    if wrong is not None:
+        raise ValueError(f"the price of {model}: {wrong} must be a finite number from 0; write it {wanted}")
     try:
-        price = Price(**{str(k): float(v) for k, v in entry.items()})
-    except (TypeError, ValueError):
+        return Price(**{key: number for key, number in numbers.items() if number is not None})
+    except TypeError:
         raise ValueError(f"the price of {model} lacks a number; write it {wanted}") from None
-    if min(v for v in vars(price).values() if v is not None) < 0:
-        raise ValueError(f"the price of {model} is negative")
-    return price
+
+
+def _usd(value: Any) -> float | None:
+    """Return a price; None for what is none: text, a truth value, NaN, infinity, a negative number."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0 <= number < math.inf else None

@@ -84,7 +84,7 @@ def _render_chats(encoding: Any, limit: int, examples: Iterable[Example]) -> Ite
             example.id,
             text,
             tuple(ids[:kept]),
-            tuple(encoding.decode_single_token_bytes(i).decode("utf-8", "replace") for i in ids[:kept]),
+            tuple(encoding.decode_single_token_bytes(i).decode("utf-8", "surrogateescape") for i in ids[:kept]),
             tuple(loss_mask[:kept]),
             min(n_prompt, kept),
             (max(0, n_prompt - kept), len(ids) - kept - max(0, n_prompt - kept)),

@@ -11,7 +11,9 @@ from ftkit.files import Journal, digest
 from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from ._errors import Malformed
+from ._lists import mapping_of
 from ._prices import Price
+from ._results import tokens_of
 from ._rows import messages
 
 if TYPE_CHECKING:
@@ -43,38 +45,31 @@ def predictions_of(
     tuned: bool,
     batch: bool = False,
 ) -> list[Prediction]:
-    """Return the predictions in a chat completion, one per sample. Raises Malformed where it contains none.
+    """Return the predictions in a chat completion, one per sample. Raises Malformed where it contains no answer at all.
 
     The first sample carries the request's input tokens and price. Where there are several samples, it carries the output
-    tokens of all of them, and the others carry none.
+    tokens of all of them, and the others carry none. Samples that the provider did not return are failed predictions;
+    choices beyond the requested number are left out.
     """
-    choices = data.get("choices")
-    if not isinstance(choices, list) or len(choices) != generation.samples:
-        raise Malformed(f"{json.dumps(data)[:200]} is no answer with {generation.samples} choice(s)")
-    usage = data.get("usage") or {}
-    tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    choices = data.get("choices") if isinstance(data, Mapping) else None
+    if not isinstance(choices, list) or not any(_message_in(choice) is not None for choice in choices):
+        raise Malformed(f"{json.dumps(data)[:200]} contains no answer")
+    usage = mapping_of(data.get("usage"))
+    tokens_in, tokens_out = tokens_of(usage.get("prompt_tokens")), tokens_of(usage.get("completion_tokens"))
     usd = None
     if price is not None and tokens_in is not None and tokens_out is not None:
         usd = round(price.answer(tokens_in, tokens_out, tuned, batch), 9)
+    missing = f"the provider returned {len(choices)} of {generation.samples} requested choices"
     predictions = []
-    for sample, choice in enumerate(choices):
-        message = choice.get("message") if isinstance(choice, Mapping) else None
-        if not isinstance(message, Mapping):
-            raise Malformed(f"{json.dumps(choice)[:200]} is no choice")
-        text = message.get("content") if message.get("content") is not None else message.get("refusal")
-        finish = str(choice.get("finish_reason") or "stop")
-        error = None
-        if finish == "content_filter":
-            error = "blocked by the provider's content filter"
-        elif not isinstance(text, str):
-            error = "the answer has no text"
+    for sample in range(generation.samples):
+        text, finish, error = _read(choices[sample]) if sample < len(choices) else ("", "error", missing)
         first = sample == 0
         predictions.append(
             Prediction(
                 example.id,
-                text.strip() if isinstance(text, str) and error is None else "",
+                text,
                 sample,
-                "error" if error else finish,
+                finish,
                 tokens_in if first else None,
                 (tokens_out if first else None) if generation.samples > 1 else tokens_out,
                 error=error,
@@ -82,6 +77,25 @@ def predictions_of(
             )
         )
     return predictions
+
+
+def _message_in(choice: Any) -> Mapping[str, Any] | None:
+    message = choice.get("message") if isinstance(choice, Mapping) else None
+    return message if isinstance(message, Mapping) else None
+
+
+def _read(choice: Any) -> tuple[str, str, str | None]:
+    """Return a choice's text, why it ends, and why it is no answer."""
+    message = _message_in(choice)
+    if message is None:
+        return "", "error", "the provider returned a choice without a message"
+    finish = str(choice.get("finish_reason") or "stop")
+    if finish == "content_filter":
+        return "", "error", "blocked by the provider's content filter"
+    text = message.get("content") if message.get("content") is not None else message.get("refusal")
+    if not isinstance(text, str):
+        return "", "error", "the answer has no text"
+    return text.strip(), finish, None
 
 
 def failed_predictions(example: Example, generation: GenerationConfig, error: str) -> list[Prediction]:

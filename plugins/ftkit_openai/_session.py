@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def open_session(options: ManagedOptions, model: ModelRef, run: Run) -> Iterator[Session]:
     """Yield a session that asks `model`, through the Batch API where the recipe says so."""
     with connect(options, run) as provider:
-        if options.use_batch_api:
+        # A batch is paid for as a whole, and a run that is only used keeps no state by which it would be found again.
+        if options.use_batch_api and not run.sealed:
             yield BatchSession(provider, model, run)
         else:
             session = ChatSession(provider, model, run)

@@ -6,12 +6,13 @@ so that an object that appears late in the provider's list is never confused wit
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
 from ftkit.api import Run
 
+from ._lists import items, mapping_of
+from ._results import number_of
 from ._state import create_again, state_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def attempts_after(run: Run, key: str) -> dict[str, int]:
 
 def job_status(provider: Provider, job: Any) -> str:
     """Return a job's status under OpenAI's name. An unknown status stays as it is, and is not final."""
-    status = str(job.status or "unknown")
+    status = str(getattr(job, "status", None) or "unknown")
     return provider.dialect.statuses.get(status.lower(), status)
 
 
@@ -49,7 +50,7 @@ def failed_or_cancelled(provider: Provider, job: Any) -> bool:
 
 def job_tag(run: Run) -> dict[str, str]:
     """Return the metadata of the job that the run creates now."""
-    return {"ftkit_run": run.id, "ftkit_attempt": str(attempt_of(run, JOB))}
+    return {"ftkit_run": run.mark, "ftkit_attempt": str(attempt_of(run, JOB))}
 
 
 def job_suffix(provider: Provider, run: Run) -> str | None:
@@ -63,12 +64,13 @@ def find_jobs(provider: Provider, run: Run) -> list[Any]:
     """Return every job with the run's tag, the oldest first. May raise what the client raises."""
     jobs = provider.client.fine_tuning.jobs
     if provider.dialect.metadata:
-        listed = iter(jobs.list(limit=100, metadata={"ftkit_run": run.id}))
+        listed = items(jobs.list(limit=100, metadata={"ftkit_run": run.mark}))
     else:
-        listed = itertools.islice(jobs.list(limit=100), _MOST_LISTED)
+        listed = items(jobs.list(limit=100), most=_MOST_LISTED)
     found = [job for job in listed if _attempt_in_tag(provider, run, job) is not None]
     found.reverse()
-    return sorted(found, key=lambda job: job.created_at)  # of the same second, the earlier job is listed last
+    # Of the same second, the earlier job is listed last.
+    return sorted(found, key=lambda job: number_of(getattr(job, "created_at", None)) or 0.0)
 
 
 def job_to_adopt(provider: Provider, run: Run) -> Any:
@@ -92,14 +94,14 @@ def is_current_job(provider: Provider, run: Run, job: Any) -> bool:
 def _attempt_in_tag(provider: Provider, run: Run, job: Any) -> str | None:
     """Return the attempt that a job's tag names; None where the job is not this run's."""
     if provider.dialect.metadata:
-        metadata = getattr(job, "metadata", None) or {}
-        return str(metadata.get("ftkit_attempt", "1")) if metadata.get("ftkit_run") == run.id else None
+        metadata = mapping_of(getattr(job, "metadata", None))
+        return str(metadata.get("ftkit_attempt", "1")) if metadata.get("ftkit_run") == run.mark else None
     match = re.fullmatch(rf"{re.escape(_suffix(provider, run))}-(\d+)", str(getattr(job, "suffix", None)))
     return match and match[1]
 
 
 def _suffix(provider: Provider, run: Run) -> str:
-    return f"{provider.options.suffix or 'ftkit'}-{run.id[-6:]}"
+    return f"{provider.options.suffix or 'ftkit'}-{run.mark[-6:]}"
 
 
 # ---------------------------------------------------------------- batches
@@ -108,13 +110,13 @@ def _suffix(provider: Provider, run: Run) -> str:
 def batch_tag(run: Run, key: str) -> dict[str, str]:
     """Return the metadata of the batch that the run creates now for the requests of `key`."""
     content = key.removeprefix(BATCH_PREFIX)
-    return {"ftkit_run": run.id, "ftkit_batch": content, "ftkit_attempt": str(attempt_of(run, key))}
+    return {"ftkit_run": run.mark, "ftkit_batch": content, "ftkit_attempt": str(attempt_of(run, key))}
 
 
 def find_batches(provider: Provider, run: Run) -> list[Any]:
     """Return the recent batches with the run's tag, the oldest first. May raise what the client raises."""
-    listed = itertools.islice(provider.client.batches.list(limit=100), _MOST_LISTED)
-    return [batch for batch in listed if (batch.metadata or {}).get("ftkit_run") == run.id][::-1]
+    listed = items(provider.client.batches.list(limit=100), most=_MOST_LISTED)
+    return [batch for batch in listed if mapping_of(batch.metadata).get("ftkit_run") == run.mark][::-1]
 
 
 def batch_to_adopt(provider: Provider, run: Run, key: str) -> Any:
@@ -134,4 +136,4 @@ def batch_to_adopt(provider: Provider, run: Run, key: str) -> Any:
 
 def is_current_batch(run: Run, key: str, batch: Any) -> bool:
     """Say whether a batch belongs to the run's current attempt at the requests of `key`."""
-    return bool(batch_tag(run, key).items() <= (batch.metadata or {}).items())
+    return bool(batch_tag(run, key).items() <= mapping_of(batch.metadata).items())

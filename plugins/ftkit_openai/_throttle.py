@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import re
 import threading
@@ -37,10 +38,13 @@ class Stopped(Exception):
 
 
 class RateLimiter:
-    """How many requests may be in flight at once, and from when: follows refusals and the rate-limit headers."""
+    """How many requests may be in flight at once, and from when: follows refusals and the rate-limit headers.
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    No pause is longer than `longest` seconds, whatever a provider asks for.
+    """
+
+    def __init__(self, most: int, longest: float = math.inf) -> None:
+        self.most, self.longest = most, longest
         self.limit = most  # requests in flight at once: a refusal halves it, successes raise it by one each round
         self.paused_until = 0.0  # time.monotonic() before which nothing is sent
         self._active = 0
@@ -68,9 +72,9 @@ class RateLimiter:
                 self._changed.notify()
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for so many seconds from now."""
+        """Send nothing for so many seconds from now, at most `longest`."""
         with self._changed:
-            self.paused_until = max(self.paused_until, time.monotonic() + seconds)
+            self.paused_until = max(self.paused_until, time.monotonic() + min(seconds, self.longest))
 
     def on_refusal(self, seconds: float, sent: float) -> None:
         """A request sent at the moment `sent` was refused by a rate limit: pause, then allow half as many in flight.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_PER_MESSAGE = 3  # tokens around each message: its role and the special tokens
+_PER_MESSAGE = 3  # tokens around each message
+_PER_ROLE = 1  # tokens of the role's name
+_PER_NAME = 1
 _PER_CHAT = 3  # the tokens that open the answer
 _WAIT = 10.0  # seconds that the first download of the tables may take
 
@@ -21,9 +24,22 @@ class Counter:
     label: str
     exact: bool
 
-    def chat(self, messages: Iterable[Mapping[str, Any]]) -> int:
-        """Return the number of tokens of a whole chat, including those around each message."""
-        return _PER_CHAT + sum(_PER_MESSAGE + self.count(str(m.get("content") or "")) for m in messages)
+    def chat(self, messages: Iterable[Mapping[str, Any]], tools: Any = None) -> int:
+        """Return the number of tokens of a whole chat, counted as OpenAI's cookbook does.
+
+        Each message has 3 tokens and those of its fields, a name one more; the reply has 3. Fields that are no text, and
+        the tools, are counted as JSON, which is an estimate.
+        """
+        return _PER_CHAT + sum(map(self._message, messages)) + (self._field(list(tools)) if tools else 0)
+
+    def _message(self, message: Mapping[str, Any]) -> int:
+        fields = {key: value for key, value in message.items() if key not in ("role", "weight") and value is not None}
+        return (
+            _PER_MESSAGE + _PER_ROLE + sum(map(self._field, fields.values())) + (_PER_NAME if "name" in fields else 0)
+        )
+
+    def _field(self, value: Any) -> int:
+        return self.count(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _estimate(text: str) -> int:

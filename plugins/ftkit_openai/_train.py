@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.api import Run
 from ftkit.errors import RunFailed
-from ftkit.files import write_json
 from ftkit.records import ModelRef, Task
 
 from ._client import Provider
@@ -20,9 +19,10 @@ from ._connect import connect
 from ._deploy import deploy
 from ._errors import TRAINING_NOT_ALLOWED
 from ._estimate import price_of
+from ._follow import Reports
 from ._models import fetch_shutdown_date
 from ._once import Once, detached
-from ._results import parse_results, step_of
+from ._results import number_of, tokens_of
 from ._rows import lines, write_file
 from ._tags import (
     JOB,
@@ -123,12 +123,9 @@ class _Training:
         self.options, self.provider, self.run = options, provider, run
         self.job = Job(options, provider, task, run)
         self.jobs = provider.client.fine_tuning.jobs
-        rows = run.log_rows()
-        self.seen = {row["id"] for row in rows if row["event"] == "provider"}
-        self.steps = {row["step"] for row in rows if row["event"] == "step"}
-        self.evals = {row["step"] for row in rows if row["event"] == "eval"}
+        self.reports = Reports(provider, run)
         self.status: str | None = None
-        self.finish: int | None = None  # when the provider expects the job to finish, in seconds since 1970
+        self.finish: float | None = None  # when the provider expects the job to finish, in seconds since 1970
 
     def execute(self) -> ModelRef:
         job = self.job.known()
@@ -138,7 +135,7 @@ class _Training:
             self.warn_of_other_jobs(job)
         job = self.follow(job)
         self.warn_of_other_jobs(job)
-        self.save_results(job)
+        self.reports.save_results(job)
         if job_status(self.provider, job) != "succeeded":
             raise self.failure_of(job)
         return self.tuned_model(job)
@@ -160,7 +157,7 @@ class _Training:
         shortest = delay = min(_SHORTEST_WAIT, self.options.poll_seconds / 4)
         while True:
             changes = self.report_progress(job)
-            changes += self.log_events(job)
+            changes += self.reports.log_events(job)
             if job_status(self.provider, job) in JOB_FINAL:
                 return job
             delay = shortest if changes else min(delay * 1.5, self.options.poll_seconds)
@@ -178,74 +175,21 @@ class _Training:
             known = status in (*JOB_FINAL, "validating_files", "queued", "running")
             more = "" if known else ": the job waits at the provider, and the run looks at it until it ends"
             self.run.log("note", message=f"job {job.id}: {status}{more}")
-        finish = getattr(job, "estimated_finish", None)
-        if finish and status == "running" and (self.finish is None or abs(finish - self.finish) > 60):
-            self.finish, changes = finish, changes + 1
-            left = max(0, round((finish - time.time()) / 60))
-            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(finish))
-            self.run.log("note", message=f"the provider expects job {job.id} to finish at {at}, in {left} min")
+        with self.reports.optional("reading when the job is expected to finish"):
+            changes += self.report_finish(job)
         return changes
 
-    def log_events(self, job: Any) -> int:
-        """Log the events that were not seen yet, the oldest first. Return their number."""
-
-        def read_new() -> list[Any]:
-            found = []
-            for event in self.jobs.list_events(job.id, limit=100):  # newest first, page after page
-                if event.id in self.seen:
-                    break
-                found.append(event)
-            return found
-
-        listed = self.provider.read("reading the job's events", read_new)
-        listed.reverse()  # the sort below keeps this order among events of the same second
-        new = sorted(listed, key=lambda event: event.created_at)
-        for event in new:
-            self.seen.add(event.id)
-            step = step_of(event)
-            if step is not None:
-                self.log_step(step)
-            self.run.log("provider", id=event.id, level=event.level, message=self.provider.clean(event.message))
-            if event.level in ("warn", "error"):
-                self.run.log("warning", message=f"job {job.id}: {self.provider.clean(event.message)}")
-        return len(new)
-
-    def log_step(self, values: dict[str, Any]) -> None:
-        """Log a step's training loss and its validation loss, each once."""
-        step = values["step"]
-        if values.get("loss") is not None and step not in self.steps:
-            self.steps.add(step)
-            self.run.log("step", **values)
-        valid = values.get("full_valid_loss", values.get("valid_loss"))
-        if valid is not None and step not in self.evals:
-            self.evals.add(step)
-            self.run.log("eval", step=step, loss=valid)
+    def report_finish(self, job: Any) -> int:
+        finish = number_of(getattr(job, "estimated_finish", None))
+        if not finish or self.status != "running" or (self.finish is not None and abs(finish - self.finish) <= 60):
+            return 0
+        self.finish = finish
+        left = max(0, round((finish - time.time()) / 60))
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(finish))
+        self.run.log("note", message=f"the provider expects job {job.id} to finish at {at}, in {left} min")
+        return 1
 
     # ---- the results of the job
-
-    def save_results(self, job: Any) -> None:
-        """Save the result files, the checkpoints, and the losses that no event reported."""
-        for number, id in enumerate(job.result_files or ()):
-            with contextlib.suppress(RunFailed):  # a missing curve must not fail a paid job
-                data = self.provider.read("reading the result file", partial(self._download, id), 30.0)
-                text, rows = parse_results(data)
-                path = self.run.path("train", f"results{number or ''}.csv")
-                path.write_text(text, encoding="utf-8")
-                for row in rows:
-                    self.log_step({**row, "max_steps": rows[-1]["step"]})
-        with contextlib.suppress(RunFailed):
-            found = self.provider.read(
-                "listing the checkpoints", lambda: list(self.jobs.checkpoints.list(job.id)), 30.0
-            )
-            if found:
-                listed = [c.to_dict() for c in sorted(found, key=lambda c: c.step_number)]
-                write_json(self.run.path("train", "checkpoints.json"), listed)
-                names = ", ".join(f"{c['fine_tuned_model_checkpoint']} (step {c['step_number']})" for c in listed)
-                self.run.log("note", message=f"checkpoints, each a model of its own: {names}")
-
-    def _download(self, id: str) -> bytes:
-        content: bytes = self.provider.client.files.content(id).read()
-        return content
 
     def failure_of(self, job: Any) -> RunFailed:
         """Return the error that says why a job failed or was cancelled."""
@@ -276,9 +220,9 @@ class _Training:
     def tuned_model(self, job: Any) -> ModelRef:
         """Return the tuned model, and log what its training cost."""
         price = price_of(self.options)
-        tokens = getattr(job, "trained_tokens", None)
+        tokens = tokens_of(getattr(job, "trained_tokens", None))
         usd = None if price is None or tokens is None else round(tokens * price.training / 1e6, 6)
-        facts = {"job": job.id, "trained_tokens": tokens, "usd": usd, "steps": max(self.steps, default=None)}
+        facts = {"job": job.id, "trained_tokens": tokens, "usd": usd, "steps": self.reports.last_step}
         uri = deploy(self.provider, self.run, job)
         authoritative = self.provider.dialect.authoritative
         shutdown_date = None if authoritative else fetch_shutdown_date(self.provider, uri)

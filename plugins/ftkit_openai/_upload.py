@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ from ftkit.api import Run
 from ftkit.errors import RunFailed
 
 from ._client import Provider
-from ._errors import classify
+from ._errors import RETRYABLE, Malformed, classify
+from ._lists import id_of, items
 from ._rows import DataFile
 from ._state import state_of
 
@@ -50,7 +52,7 @@ def _is_usable(provider: Provider, id: str) -> bool:
 
 def _find_copy(provider: Provider, file: DataFile, purpose: str) -> str | None:
     def look() -> str | None:
-        for known in provider.client.files.list(purpose=purpose):
+        for known in items(provider.client.files.list(purpose=purpose)):
             if known.filename == file.name and known.bytes == file.size and known.status != "error":
                 return known.id
         return None
@@ -66,20 +68,23 @@ def _send(provider: Provider, file: DataFile, purpose: str) -> str:
     def send() -> str:
         with open(file.path, "rb") as content:
             created = provider.client.files.create(file=(file.name, content, "application/jsonl"), purpose=purpose)  # type: ignore[arg-type]
+        if id_of(created) is None:
+            raise Malformed("no id of the uploaded file")
         return created.id
 
-    def send_or_find() -> str:
-        # The file may have arrived although the answer was lost. A search is cheaper than a second copy.
-        try:
-            return send()
-        except Exception as error:
-            if classify(error) in ("server", "network", "timeout", "malformed"):
-                found = _find_copy(provider, file, purpose)
-                if found is not None:
-                    return found
-            raise
+    return provider.read(what, partial(_or_copy, provider, file, purpose, send))
 
-    return provider.read(what, send_or_find)
+
+def _or_copy(provider: Provider, file: DataFile, purpose: str, send: Callable[[], str]) -> str:
+    """Return the id of the file that `send` uploads. It may have arrived although the answer was lost, or a refusal."""
+    try:
+        return send()
+    except Exception as error:
+        if classify(error) in RETRYABLE:
+            found = _find_copy(provider, file, purpose)
+            if found is not None:
+                return found
+        raise
 
 
 def _send_in_parts(provider: Provider, file: DataFile, purpose: str, what: str) -> str:
@@ -94,10 +99,14 @@ def _send_in_parts(provider: Provider, file: DataFile, purpose: str, what: str) 
             md5.update(data)
             send_part = partial(client.parts.create, upload.id, data=("part", data))
             part_ids.append(provider.read(f"{what}, part {len(part_ids) + 1}", send_part).id)
-    done: Any = provider.read(what, lambda: client.complete(upload.id, part_ids=part_ids, md5=md5.hexdigest()))
-    if done.file is None:
-        raise RunFailed(f"{provider.dialect.label} returned no file for the finished upload {upload.id}", "try again")
-    return str(done.file.id)
+
+    def complete() -> str:
+        done: Any = client.complete(upload.id, part_ids=part_ids, md5=md5.hexdigest())
+        if id_of(done.file) is None:
+            raise Malformed(f"no file for the finished upload {upload.id}")
+        return str(done.file.id)
+
+    return provider.read(what, partial(_or_copy, provider, file, purpose, complete))
 
 
 def _wait_for_processing(provider: Provider, file: DataFile, id: str) -> None:

@@ -11,6 +11,13 @@ from pydantic import ConfigDict, Field, field_validator
 from ftkit.api import Options
 
 Auto = Literal["auto"]
+# Training context in tokens of models whose limit is not 65,536; the first that fits counts.
+_EXAMPLE_LIMITS = {
+    "gpt-3.5-turbo-0613": 4_096,
+    "gpt-35-turbo-0613": 4_096,
+    "gpt-3.5-turbo": 16_385,
+    "gpt-35-turbo": 16_385,
+}
 
 
 class WandbOptions(Options):
@@ -79,7 +86,11 @@ class ManagedOptions(Options):
     concurrency: int = Field(
         16, ge=1, le=512, description="requests in flight at once; fewer while the provider refuses requests"
     )
-    max_example_tokens: int = Field(65536, gt=0, description="length in tokens above which an example is truncated")
+    max_example_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="length in tokens above which an example is truncated; by default the model's: 65536, or 16385 for gpt-3.5-turbo",
+    )
 
     timeout: float = Field(120.0, gt=0, description="seconds that one request may take")
     patience: float = Field(300.0, ge=0, description="seconds of outage or rate limit before the run stops, resumable")
@@ -99,6 +110,12 @@ class ManagedOptions(Options):
         description="preflight requests a job on a file that does not exist, to learn free of charge whether training "
         "is allowed; by default at api.openai.com alone",
     )
+
+    @property
+    def example_limit(self) -> int:
+        """The length in tokens above which the provider truncates an example, and to which it is paid for."""
+        known = next((limit for family, limit in _EXAMPLE_LIMITS.items() if self.base_model.startswith(family)), 65_536)
+        return self.max_example_tokens or known
 
     @field_validator("api_key_env", mode="before")
     @classmethod
@@ -120,8 +137,15 @@ class ManagedOptions(Options):
             )
         return value
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, allow_inf_nan=False)
     paths: ClassVar[tuple[str, ...]] = ("prices",)
+    # How, and how patiently, the provider is asked; which key pays. Not what is asked.
+    resumable: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("concurrency", "timeout", "patience", "find_window", "model_wait", "poll_seconds"),
+            *("multipart_mb", "shutdown_days", "max_usd", "probe_training", "api_key_env"),
+        )
+    )
     renamed: ClassVar[Mapping[str, str]] = {
         "model": "base_model", "model_name": "base_model", "api_base": "base_url", "endpoint": "base_url",
         "api_key": "api_key_env", "num_epochs": "n_epochs", "epochs": "n_epochs", "num_train_epochs": "n_epochs",

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ftkit.batches import plan
+from ftkit.errors import FtkitError
 from ftkit.files import Journal, dump_json
 from ftkit.records import Example, GenerationConfig
 
@@ -22,6 +23,7 @@ from .chat import completion, example_of, generation_of, key_of, read_chat
 from .engine import Engine
 from .errors import ApiError
 from .files import Files
+from .shortage import RETRY, explained, log, shortage_of
 from .store import Database, Doc, new_id, now
 from .wire import BatchLine, Chat
 
@@ -103,16 +105,30 @@ class Batches:
     def _loop(self) -> None:
         while not self._stop.is_set():
             self.wake.clear()
-            for batch in self.database.with_status("batch", *ACTIVE):
-                try:
-                    self._run(batch)
-                except _InvalidBatch as error:
-                    self._fail(batch["id"], error.errors)
-                except Exception as error:  # fails this batch job and does not end the thread
-                    self._fail(batch["id"], [_error("server_error", f"{type(error).__name__}: {error}")])
-                if self._stop.is_set():
-                    return
-            self.wake.wait(5.0)
+            pause = 5.0
+            try:
+                for batch in self.database.with_status("batch", *ACTIVE):
+                    self._attempt(batch)
+                    if self._stop.is_set():
+                        return
+            except Exception as error:  # a shortage, or an error that could not be stored: the thread continues
+                log.warning("batch jobs wait: %s", explained(error))
+                pause = RETRY
+            self.wake.wait(pause)
+
+    def _attempt(self, batch: Doc) -> None:
+        """Run a batch job. An error fails this batch job. Raises what a shortage caused: the batch job continues later."""
+        try:
+            self._run(batch)
+        except _InvalidBatch as error:
+            self._fail(batch["id"], error.errors)
+        except Exception as error:
+            if shortage_of(error):
+                raise
+            text = error.message if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}"
+            if not isinstance(error, FtkitError):
+                log.warning("batch job %s failed", batch["id"], exc_info=error)
+            self._fail(batch["id"], [_error("server_error", text)])
 
     def _run(self, batch: Doc) -> None:
         """Answer all lines, or those that an interrupted attempt left, and write the output files."""
@@ -129,26 +145,25 @@ class Batches:
                 rows[number] = _row(line.custom_id, error.status, error.body)
         self.database.update("batch", id, ("validating",), status="in_progress", in_progress_at=now(), model=model)
         groups = self._plan(requests)
-        done = {entry["group"]: entry["rows"] for entry in journal.read()}
-        for found in done.values():
-            rows |= {int(number): row for number, row in found.items()}
+        for entry in journal.read():
+            rows |= {int(number): row for number, row in entry["rows"].items()}
         counts = _Counts(len(lines))
         counts.add(rows.values())
         self.database.update("batch", id, **counts.fields())
-        for index, group in enumerate(groups):
+        for group in groups:
             if self._stop.is_set():
                 return
             current = self.database.get("batch", id)
             if current is None or current["status"] == "cancelling":
                 break
-            if index in done:
+            if all(request.number in rows for request in group):  # by an interrupted attempt
                 continue
             answered = self._answer(group)
-            journal.append({"group": index, "rows": answered})
+            journal.append({"rows": answered})
             rows |= answered
             counts.add(answered.values())
             self.database.update("batch", id, **counts.fields())
-        self._finish(id, rows)
+        self._finish(batch, rows)
         journal.path.unlink(missing_ok=True)
 
     def _read(self, batch: Doc) -> list[tuple[int, BatchLine]]:
@@ -170,7 +185,8 @@ class Batches:
             except ValidationError as error:
                 first = error.errors()[0]
                 param = ".".join(map(str, first["loc"])) or None
-                errors.append(_error("invalid_json_line", f"{param or 'line'}: {first['msg']}", number, param))
+                said = "is an unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+                errors.append(_error("invalid_json_line", f"{param or 'line'}: {said}", number, param))
                 continue
             if line.custom_id in seen:
                 errors.append(
@@ -234,23 +250,23 @@ class Batches:
                 rows[request.number] = _row(request.custom_id, error.status, error.body)
         return rows
 
-    def _finish(self, id: str, rows: dict[int, Doc]) -> None:
+    def _finish(self, batch: Doc, rows: dict[int, Doc]) -> None:
         """Write the output and error files, in the order of the input, and end the batch job."""
+        id = batch["id"]
         self.database.update("batch", id, ("in_progress",), status="finalizing", finalizing_at=now())
-        ordered = [row for _, row in sorted(rows.items())]
-        good = [row for row in ordered if row["response"]["status_code"] == 200]
-        bad = [row for row in ordered if row["response"]["status_code"] != 200]
-        written = {}
-        for key, part in (("output", good), ("error", bad)):
-            if part:
-                written[key] = new_id("file-")
-                self.files.write(written[key], _lines(part))
-        with self.database.transaction():
+        parts: dict[str, list[Doc]] = {"output": [], "error": []}
+        for _, row in sorted(rows.items()):
+            parts["output" if row["response"]["status_code"] == 200 else "error"].append(row)
+        written = {key: new_id("file-") for key, part in parts.items() if part}
+        with self.files.removed_on_error(written.values()):
             for key, file in written.items():
-                self.files.register(file, f"{id}_{key}.jsonl", "batch_output")
-                self.database.update("batch", id, **{f"{key}_file_id": file})
-            if not self.database.update("batch", id, ("finalizing",), status="completed", completed_at=now()):
-                self.database.update("batch", id, ("cancelling",), status="cancelled", cancelled_at=now())
+                self.files.write(file, _lines(parts[key]))
+            with self.database.transaction():
+                for key, file in written.items():
+                    self.files.register(file, f"{id}_{key}.jsonl", "batch_output", batch.get("_expires_after"))
+                    self.database.update("batch", id, **{f"{key}_file_id": file})
+                if not self.database.update("batch", id, ("finalizing",), status="completed", completed_at=now()):
+                    self.database.update("batch", id, ("cancelling",), status="cancelled", cancelled_at=now())
 
     def _fail(self, id: str, errors: list[Doc]) -> None:
         self.database.update(

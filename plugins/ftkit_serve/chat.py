@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ftkit.records import Example, GenerationConfig, Prediction
 
 from .chats import read_message
+from .engine import TOO_LONG
 from .errors import ApiError
 from .store import Doc, new_id, now
 from .wire import Chat
@@ -42,21 +43,32 @@ def generation_of(chat: Chat, max_tokens: int) -> GenerationConfig:
     if tokens > max_tokens:
         message = f"{param} is too large: {tokens}. This model generates at most {max_tokens} tokens."
         raise ApiError(400, message, "invalid_value", param)
+    if is_greedy(chat):
+        return GenerationConfig(max_new_tokens=tokens)
     temperature = 1.0 if chat.temperature is None else chat.temperature
     top_p = 1.0 if chat.top_p is None else chat.top_p
-    if temperature < _GREEDY_BELOW or top_p == 0:
-        return GenerationConfig(max_new_tokens=tokens)
     seed = secrets.randbelow(2**32) if chat.seed is None else chat.seed % 2**32
     return GenerationConfig(max_new_tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, samples=chat.n or 1)
 
 
+def is_greedy(chat: Chat) -> bool:
+    """Return whether a request gets the most likely answer, which is the same each time."""
+    return chat.top_p == 0 or (chat.temperature is not None and chat.temperature < _GREEDY_BELOW)
+
+
 def completion(chat: Chat, predictions: Sequence[Prediction]) -> Doc:
-    """Return the response body. Raises a 500 ApiError if a prediction failed."""
+    """Return the response body. Raises an ApiError if a prediction failed or is missing: a 400 for a long prompt."""
     if failed := [p for p in predictions if p.error is not None]:
+        if failed[0].error == TOO_LONG:
+            raise ApiError(400, TOO_LONG, "context_length_exceeded", "messages")
         raise ApiError(500, f"The model failed: {failed[0].error}", "server_error", type="server_error")
     ordered = sorted(predictions, key=lambda p: p.sample)
-    if len(ordered) == 1:
-        ordered *= chat.n or 1  # greedy: all answers are the same
+    wanted = chat.n or 1
+    if len(ordered) == 1 and is_greedy(chat):
+        ordered *= wanted  # all answers are the same
+    if len(ordered) != wanted:
+        message = f"The model gave {len(ordered)} of {wanted} answers. Send n=1, once for each answer."
+        raise ApiError(400, message, "invalid_value", "n")
     stops = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
     choices = []
     for index, prediction in enumerate(ordered):
@@ -82,27 +94,61 @@ def _truncated(text: str, stops: Sequence[str]) -> str:
     return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=len(text))]
 
 
-def chunks(body: Doc, include_usage: bool) -> list[str]:
-    """Return a completion as the events of a stream: the role, pieces of text and the finish reason of each choice."""
-    shared = {key: body[key] for key in ("id", "created", "model", "system_fingerprint")}
-    shared["object"] = "chat.completion.chunk"
-    if include_usage:
-        shared["usage"] = None
-    events: list[Any] = []
+class Chunks:
+    """The events of a stream: the role, pieces of text and the finish reason of each choice."""
 
-    def add(index: int, delta: dict[str, Any], finish: str | None = None) -> None:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        events.append({**shared, "choices": [choice]})
+    def __init__(self, chat: Chat) -> None:
+        self.usage = chat.stream_options is not None and chat.stream_options.include_usage
+        self.shared: Doc = {
+            "id": new_id("chatcmpl-"),
+            "created": now(),
+            "model": chat.model,
+            "system_fingerprint": "fp_ftkit",
+            "object": "chat.completion.chunk",
+            **({"usage": None} if self.usage else {}),
+        }
 
-    for choice in body["choices"]:
-        index, text = choice["index"], choice["message"]["content"]
-        add(index, {"role": "assistant", "content": "", "refusal": None})
+    def of(self, body: Doc) -> Iterator[str]:
+        """Yield a whole completion as a stream."""
+        for choice in body["choices"]:
+            yield self.start(choice["index"])
+            yield from self.pieces(choice["message"]["content"], choice["index"])
+            yield self.end(choice["finish_reason"], choice["index"])
+        yield from self.last(body["usage"])
+
+    def start(self, index: int = 0) -> str:
+        return self._event(index, {"role": "assistant", "content": "", "refusal": None})
+
+    def pieces(self, text: str, index: int = 0) -> Iterator[str]:
         for piece in _pieces(text):
-            add(index, {"content": piece})
-        add(index, {}, choice["finish_reason"])
-    if include_usage:
-        events.append({**shared, "choices": [], "usage": body["usage"]})
-    return [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
+            yield self._event(index, {"content": piece})
+
+    def end(self, finish: str, index: int = 0) -> str:
+        return self._event(index, {}, finish)
+
+    def last(self, usage: Doc) -> Iterator[str]:
+        if self.usage:
+            yield _event({**self.shared, "choices": [], "usage": usage})
+        yield "data: [DONE]\n\n"
+
+    def _event(self, index: int, delta: Doc, finish: str | None = None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return _event({**self.shared, "choices": [choice]})
+
+
+def _event(data: Doc) -> str:
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def error_event(error: Exception) -> str:
+    """Return the event that ends a stream which cannot continue."""
+    failed = ApiError(500, f"The model failed: {error}", "server_error", type="server_error")
+    return _event((error if isinstance(error, ApiError) else failed).body)
+
+
+def comes_in_pieces(chat: Chat) -> bool:
+    """Return whether a request can be answered while its answer is generated: one answer, which is not cut afterwards."""
+    return bool(chat.stream) and (chat.n or 1) == 1 and not chat.stop
 
 
 def _pieces(text: str) -> list[str]:
@@ -121,4 +167,5 @@ def read_chat(body: Any) -> Chat:
         return Chat.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        said = "the field is not supported" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {said}") from None

@@ -16,6 +16,7 @@ from ftkit.records import Example, Message
 MIN_EXAMPLES = 10  # as at OpenAI
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TOOLS = ("tool_calls", "tool_call_id", "name")
+_ROW = ("messages", "tools", "functions")
 _MAX_SHOWN = 10  # problems that a message lists; it counts the others
 
 
@@ -27,12 +28,14 @@ class InvalidFile(Exception):
         self.code, self.param = code, param
 
 
-def read_examples(path: Path, param: str, minimum: int) -> list[Example]:
+def read_examples(path: Path, param: str, minimum: int, warnings: list[str] | None = None) -> list[Example]:
     """Return the examples of a JSON Lines file of chats. `param` is the job's field that names the file.
 
     Each assistant message whose weight is not 0 becomes one example: the messages before it are the prompt, its content
-    is the target. Tools and tool calls are carried to the chat template. Raises InvalidFile with the line number of each problem, and for fewer than `minimum` lines.
+    is the target. Tools and tool calls are carried to the chat template. Raises InvalidFile with the line number of
+    each problem, and for fewer than `minimum` lines. Adds to `warnings` which fields of rows were not read.
     """
+    unread: dict[str, list[int]] = {}  # field -> [first line, rows]
     name = param.replace("_", " ")
     examples: list[Example] = []
     problems: list[str] = []
@@ -44,7 +47,10 @@ def read_examples(path: Path, param: str, minimum: int) -> list[Example]:
                     continue
                 lines += 1
                 try:
-                    examples += _examples(json.loads(line), number)
+                    row = json.loads(line)
+                    examples += _examples(row, number)
+                    for field in _unread(row):
+                        unread.setdefault(field, [number, 0])[1] += 1
                 except (ValueError, RecursionError) as error:
                     problems.append(f"Line {number}: {_reason(error)}")
     except UnicodeDecodeError:
@@ -58,7 +64,21 @@ def read_examples(path: Path, param: str, minimum: int) -> list[Example]:
     if lines < minimum:
         message = f"The {name} has {lines} example(s), but must have at least {minimum} examples."
         raise InvalidFile("invalid_n_examples", message, param)
+    if warnings is not None:
+        for field, (first, rows) in unread.items():
+            count = f"{rows} row{'s' if rows > 1 else ''}"
+            warnings.append(
+                f"The {name} has the field {field} in {count}, first in line {first}: it is not read. "
+                "Fields that are read: messages, tools."
+            )
     return examples
+
+
+def _unread(row: dict[str, Any]) -> Iterator[str]:
+    """Yield the quoted names of fields that hold something and are not read."""
+    for field, value in row.items():
+        if field not in _ROW and value not in (None, "", [], {}):
+            yield json.dumps(field)[:60]
 
 
 def _reason(error: Exception) -> str:
@@ -116,9 +136,13 @@ def _training_message(message: Any, where: str) -> Message:
 def read_message(message: Any, where: str) -> Message:
     """Return one message of a request, whose content is text or a list of text parts.
 
-    Raises ValueError that starts with `where`; so do tool calls and names, which this server would not give the model.
+    Raises ValueError that starts with `where`, also for tool calls, names and unknown fields, which this server would
+    not give the model.
     """
     turn = _read(message, where)
+    for field, value in message.items():
+        if field not in ("role", "content", *_TOOLS) and value not in (None, "", [], {}):
+            raise ValueError(f"{where}: the field {json.dumps(field)[:60]} is not supported.")
     for field in _TOOLS:
         if message.get(field):
             raise ValueError(f'{where}: "{field}" is not supported.')
@@ -130,13 +154,19 @@ def _read(message: Any, where: str) -> Message:
         raise ValueError(f"{where}: expected an object.")
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f'{where}: "role" must be one of {", ".join(_ROLES)}, not {json.dumps(role)[:40]}.')
+        said = json.dumps(role[:40]) if isinstance(role, str) else type(role).__name__
+        raise ValueError(f'{where}: "role" must be one of {", ".join(_ROLES)}, not {said}.')
     content = message.get("content")
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
-    ):
+    if isinstance(content, list) and all(_is_text(part) for part in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise ValueError(f'{where}: "content" must be text.')
+        raise ValueError(f'{where}: "content" must be text, or a list of {{"type": "text", "text": ...}}.')
     encodable = content.encode("utf-8", "replace").decode()  # a lone surrogate becomes "?"
     return Message(_ROLES[role], encodable)
+
+
+def _is_text(part: Any) -> bool:
+    """Return whether a part of a message is text, and holds nothing else."""
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        return False
+    return all(key in ("type", "text") or value in (None, [], {}) for key, value in part.items())

@@ -33,3 +33,9 @@ def model_not_found(id: str) -> ApiError:
 
 def stopping() -> ApiError:
     return ApiError(503, "The server is stopping: retry when it runs again.", "server_error", type="server_error")
+
+
+def short(reason: str, disk: bool) -> ApiError:
+    """Return the error of a request that cannot be served because the machine lacks disk space or something else."""
+    status, code = (507, "insufficient_storage") if disk else (503, "resource_shortage")
+    return ApiError(status, f"The server cannot do this now: {reason}. Retry later.", code, type="server_error")

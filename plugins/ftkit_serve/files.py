@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -71,7 +71,8 @@ class Files:
         """Write a new file, register it, and return its object."""
         id = new_id("file-")
         self.write(id, *sources)
-        return self.register(id, filename, purpose, expires_after)
+        with self.removed_on_error([id]):
+            return self.register(id, filename, purpose, expires_after)
 
     def get(self, id: str, param: str = "id") -> Doc:
         """Return the file object. Raises a 404 ApiError that names `param` if there is none or it expired."""
@@ -81,10 +82,19 @@ class Files:
         return doc
 
     def delete(self, id: str) -> None:
-        """Delete a file. Raises a 404 ApiError if there is none."""
+        """Delete a file, first its content: the database can store nothing on a full disk. Raises a 404 ApiError."""
         self.get(id)
-        self.database.delete("file", id)
         self.path(id).unlink(missing_ok=True)
+        self.database.delete("file", id)
+
+    @contextlib.contextmanager
+    def removed_on_error(self, ids: Iterable[str]) -> Iterator[None]:
+        """Remove written content if the block raises: a full disk would otherwise get fuller with each attempt."""
+        try:
+            yield
+        except BaseException:
+            self.discard(ids)
+            raise
 
     def discard(self, ids: Iterable[str]) -> None:
         """Remove written content that was not registered, such as the parts of an upload."""

@@ -37,7 +37,7 @@ def finish(database: Database, files: Files, job: Doc, run: RunDirectory) -> Non
     name = f"ft:{job['model']}:ftkit:{suffix}:{job['id'][-8:]}"
     result = new_id("file-")
     files.write(result, result_csv(steps))
-    with database.transaction():
+    with files.removed_on_error([result]), database.transaction():
         changes: Doc = {
             "status": "succeeded",
             "fine_tuned_model": name,

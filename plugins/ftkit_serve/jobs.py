@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,9 +26,11 @@ from .events import record_event, record_log
 from .files import Files
 from .finish import finish, remove_scratch
 from .models import ServedModel, resolve_hyperparameters, training_backend
+from .shortage import EXIT_STATUS, RETRY, Shortage, explained, log, shortage_of
 from .store import Database, Doc, now
 
 ACTIVE = ("validating_files", "queued", "running", "paused")
+_REPORT_AGAIN = 600  # seconds until the events of a job report the same shortage again
 
 
 class Jobs:
@@ -39,6 +42,7 @@ class Jobs:
         self.wake = threading.Event()
         self._stop = threading.Event()
         self._child: tuple[str, subprocess.Popen[bytes]] | None = None  # job id, process
+        self._waits: dict[str, tuple[str, int | None]] = {}  # job id -> shortage, time when its events reported it
         self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
     def start(self) -> None:
@@ -55,31 +59,61 @@ class Jobs:
     def _loop(self) -> None:
         while not self._stop.is_set():
             self.wake.clear()
-            if self._child is not None:
-                self._step(self._watch, self._child[0])
-            for job in self.database.with_status("job", "validating_files"):
-                self._step(self._validate, job["id"])
-            if self._child is None and (waiting := self.database.with_status("job", "running", "queued")):
-                self._step(self._train, waiting[0]["id"])
-            self.wake.wait(0.1 if self._child else 5.0)
+            pause = 5.0
+            try:
+                if not self._round():
+                    pause = RETRY
+            except Exception as error:  # of the database, or an error that could not be stored: the thread continues
+                log.warning("jobs wait: %s", explained(error))
+                pause = RETRY
+            self.wake.wait(0.1 if self._child and pause != RETRY else pause)
         self._end_child()
 
-    def _step(self, step: Callable[[Doc], None], id: str) -> None:
-        """Take one step of a job. An error fails this job and does not end the thread."""
+    def _round(self) -> bool:
+        """Take a step of each job that has one. Return whether all of them had what they need of the machine."""
+        steps = [(self._watch, self._child[0])] if self._child else []
+        steps += [(self._validate, job["id"]) for job in self.database.with_status("job", "validating_files")]
+        done = [self._step(step, id) for step, id in steps]
+        if self._child is None and all(done) and (waiting := self.database.with_status("job", "running", "queued")):
+            done.append(self._step(self._train, waiting[0]["id"]))
+        return all(done)
+
+    def _step(self, step: Callable[[Doc], None], id: str) -> bool:
+        """Take one step of a job. An error fails this job, but for a shortage: then return False, the job waits."""
         job = self.database.get("job", id)
         assert job is not None
+        self._tell_wait(id)
         try:
             step(job)
         except InvalidFile as error:
             self._fail(id, error.code, str(error), error.param)
         except Exception as error:
+            if reason := shortage_of(error):
+                log.warning("job %s waits: %s", id, explained(error))
+                known, reported = self._waits.get(id, ("", None))
+                if known != reason or (reported is not None and now() - reported > _REPORT_AGAIN):
+                    self._waits[id] = (reason, None)
+                    self._tell_wait(id)
+                return False
             if self._child is not None and self._child[0] == id:
                 self._end_child()
+            if not isinstance(error, FtkitError):
+                log.warning("job %s failed", id, exc_info=error)
             message = error.message if isinstance(error, FtkitError) else f"{type(error).__name__}: {error}"
             self._fail(id, "server_error", message)
+        return True
+
+    def _tell_wait(self, id: str) -> None:
+        """Tell in the events of a job why it waits: at once if that can be stored, otherwise before it continues."""
+        if id in self._waits and self._waits[id][1] is None:
+            reason = self._waits[id][0]
+            with contextlib.suppress(sqlite3.Error, MemoryError):
+                record_event(self.database, id, f"The job waits because {reason}. It continues by itself.", "warn")
+                self._waits[id] = (reason, now())
 
     def _validate(self, job: Doc) -> None:
-        rows = len(self._examples(job)["train"])
+        warnings: list[str] = []
+        rows = len(self._examples(job, warnings)["train"])
         found = resolve_hyperparameters(self._model(job), job["_requested"], rows)
         method = {"type": "supervised", "supervised": {"hyperparameters": found}}
         with self.database.transaction():  # the events are recorded once, even if an earlier attempt was interrupted
@@ -89,6 +123,8 @@ class Jobs:
             for param in ("training_file", "validation_file"):
                 if job[param]:
                     record_event(self.database, job["id"], f"Validating {param.replace('_', ' ')}: {job[param]}")
+            for warning in warnings:
+                record_event(self.database, job["id"], warning, "warn")
             record_event(self.database, job["id"], "Files validated, moving job to queued state")
 
     def _model(self, job: Doc) -> ServedModel:
@@ -96,10 +132,15 @@ class Jobs:
             raise InputError(f"The model {job['model']} is no longer served here.")
         return self.models[job["model"]]
 
-    def _examples(self, job: Doc) -> dict[str, list[Example]]:
-        found = {"train": read_examples(self.files.path(job["training_file"]), "training_file", MIN_EXAMPLES)}
+    def _examples(self, job: Doc, warnings: list[str] | None = None) -> dict[str, list[Example]]:
+        """Return the examples of the job's files. Adds to `warnings` what of the files is not read."""
+
+        def read(param: str, minimum: int) -> list[Example]:
+            return read_examples(self.files.path(job[param]), param, minimum, warnings)
+
+        found = {"train": read("training_file", MIN_EXAMPLES)}
         if job["validation_file"]:
-            found["validation"] = read_examples(self.files.path(job["validation_file"]), "validation_file", 1)
+            found["validation"] = read("validation_file", 1)
         return found
 
     def _train(self, job: Doc) -> None:
@@ -168,6 +209,8 @@ class Jobs:
         self._child = None
         if run.path("train", "model.json").exists():
             finish(self.database, self.files, job, run)
+        elif child.returncode == EXIT_STATUS:
+            raise Shortage(_shortage_in(run))
         elif run.path("train", "error.json").exists():
             error = read_json(run.path("train", "error.json"))
             self._fail(job["id"], "training_failed", "\n  ".join(filter(None, [error["message"], error["hint"]])))
@@ -194,3 +237,10 @@ class Jobs:
         child.wait()
         assert child.stdin is not None
         child.stdin.close()
+
+
+def _shortage_in(run: RunDirectory) -> str:
+    """Return what the training process lacked."""
+    path = run.path("train", "error.json")
+    said = read_json(path)["message"] if path.exists() else "no disk space, memory or file descriptors"
+    return f"its training process stopped: {said}"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError
 
 from ftkit.api import Backend, Options
-from ftkit.errors import InputError
+from ftkit.errors import FtkitError, InputError
 from ftkit.plugins import installed_plugins
 from ftkit.text import nearest
 
@@ -69,6 +69,18 @@ def read_models(path: Path | None) -> dict[str, ServedModel]:
                     f"{name}: {backend.name} has no option {option!r}", f"did you mean {near!r}?" if near else None
                 )
     return models
+
+
+def check_models(models: Mapping[str, ServedModel]) -> None:
+    """Ask each backend whether its base model can be used. Raises InputError with the reason for the first that cannot."""
+    for name, model in models.items():
+        backend = make_backend(name, model.backend)
+        try:
+            errors = [f for f in backend.check(None, trains=False) if f.level == "error"]
+        except FtkitError as error:
+            raise InputError(f"{name} cannot be served: {error.message}", error.hint) from None
+        if errors:
+            raise InputError(f"{name} cannot be served: {errors[0].message}", errors[0].hint)
 
 
 def _read(path: Path) -> dict[str, ServedModel]:

@@ -35,6 +35,7 @@ def create_batch(request: Request, body: CreateBatch) -> Doc:
         "expires_at": now() + _WINDOW,
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "metadata": body.metadata,
+        "_expires_after": body.output_expires_after.seconds if body.output_expires_after else None,
     }
     server.database.add("batch", batch)
     server.batches.wake.set()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
 from .errors import ApiError, not_found
@@ -18,7 +18,20 @@ router = APIRouter()
 _UPLOAD_LIFETIME = 3600  # seconds, as at OpenAI
 
 
-@router.post("/files")
+def _only(*names: str) -> Any:
+    """Return a dependency that rejects a form with other fields than these."""
+
+    async def check(request: Request) -> None:
+        for field in await request.form():  # FastAPI has read it before
+            if field not in names:
+                raise ApiError(
+                    400, f"Unrecognized request argument supplied: {field[:80]}", "unknown_parameter", field[:80]
+                )
+
+    return Depends(check)
+
+
+@router.post("/files", dependencies=[_only("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")])
 def create_file(
     request: Request,
     file: Annotated[UploadFile, File()],
@@ -63,8 +76,10 @@ def retrieve_file(request: Request, id: str) -> Doc:
 @router.get("/files/{id}/content")
 def file_content(request: Request, id: str) -> FileResponse:
     files = server_of(request).files
-    doc = files.get(id)
-    return FileResponse(files.path(doc["id"]), media_type="application/octet-stream")
+    path = files.path(files.get(id)["id"])
+    if not path.exists():  # a deletion that was interrupted
+        raise not_found("File object", id, "id")
+    return FileResponse(path, media_type="application/octet-stream")
 
 
 @router.delete("/files/{id}")
@@ -95,7 +110,7 @@ def create_upload(request: Request, body: CreateUpload) -> Doc:
     return public(server.database.add("upload", doc))
 
 
-@router.post("/uploads/{id}/parts")
+@router.post("/uploads/{id}/parts", dependencies=[_only("data")])
 def add_part(request: Request, id: str, data: Annotated[UploadFile, File()]) -> Doc:
     server = server_of(request)
     upload = _pending(server, id)
@@ -110,7 +125,8 @@ def add_part(request: Request, id: str, data: Annotated[UploadFile, File()]) -> 
     part = new_id("part_")
     size = server.files.write(part, data.file)
     doc = {"id": part, "object": "upload.part", "created_at": now(), "upload_id": id, "_bytes": size}
-    return public(server.database.add("part", doc, parent=id))
+    with server.files.removed_on_error([part]):
+        return public(server.database.add("part", doc, parent=id))
 
 
 @router.post("/uploads/{id}/complete")
@@ -135,7 +151,7 @@ def complete_upload(request: Request, id: str, body: CompleteUpload) -> Doc:
     if body.md5 is not None and body.md5.lower() != _md5(server.files.path(file)):
         server.files.discard([file])
         raise ApiError(400, "The md5 checksum does not match the uploaded parts.", "invalid_upload", "md5")
-    with server.database.transaction():
+    with server.files.removed_on_error([file]), server.database.transaction():
         done = server.database.update("upload", id, ("pending",), status="completed")
         if done is None:
             raise _not_pending(server, id)

@@ -19,7 +19,8 @@ def list_models(request: Request) -> Doc:
     server = server_of(request)
     base = [_shown(name, entry, None) for name, entry in server.engine.models.items()]
     tuned = [_shown(doc["id"], server.engine.models.get(doc["_base"]), doc) for doc in server.database.all("model")]
-    return {"object": "list", "data": base + tuned}
+    runs = [_shown(name, served.entry, None) for name, served in server.engine.runs.items()]
+    return {"object": "list", "data": base + runs + tuned}
 
 
 @router.get("/{name:path}")

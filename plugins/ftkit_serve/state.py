@@ -12,6 +12,7 @@ from .engine import Engine
 from .files import Files
 from .jobs import Jobs
 from .models import ServedModel
+from .runs import RunModel
 from .store import Database
 
 
@@ -27,11 +28,13 @@ class Server:
     max_upload: int  # bytes of one file
 
 
-def open_server(data: Path, models: dict[str, ServedModel], max_upload: int) -> Server:
+def open_server(
+    data: Path, models: dict[str, ServedModel], max_upload: int, runs: dict[str, RunModel] | None = None
+) -> Server:
     """Open the data directory, which the caller has locked. `max_upload` is in bytes."""
     database = Database(data / "server.sqlite")
     files = Files(data, database)
-    engine = Engine(data, database, models)
+    engine = Engine(data, database, models, runs or {})
     jobs = Jobs(data, database, files, models)
     return Server(database, files, jobs, engine, Batches(data, database, files, engine), max_upload)
 

@@ -18,15 +18,19 @@ FilePurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data",
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _encodable(cls, data: Any) -> Any:
+        if not isinstance(data, dict):  # pydantic rejects it: no JSON object, or the bytes of a body that is no JSON
+            return data
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError("a string contains half of a surrogate pair, which cannot be encoded") from None
+        except RecursionError:
+            raise ValueError("the JSON is nested too deeply") from None
         return data
 
 
@@ -97,7 +101,16 @@ class PlainText(Body):
 
 
 class Chat(Body):
-    """A chat request. Fields that this server does not support (tools, images, log probabilities) are errors."""
+    """A chat request. Fields that this server does not support (tools, images, log probabilities) are errors.
+
+    A field that is null is one that is not set, also where the field is not supported.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        known = cls.model_fields
+        return {k: v for k, v in data.items() if v is not None or k in known} if isinstance(data, dict) else data
 
     model: str
     messages: Annotated[list[Any], Field(min_length=1)]
@@ -114,14 +127,20 @@ class Chat(Body):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     store: bool | None = None
     metadata: Metadata | None = None
     service_tier: str | None = None
+    parallel_tool_calls: bool | None = None  # there are no tools
     # accepted only with the value that means "off"
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logprobs: Literal[False] | None = None
     response_format: PlainText | None = None
+    tool_choice: Literal["none"] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
 
 
 class CreateBatch(Body):

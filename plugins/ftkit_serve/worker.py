@@ -3,16 +3,23 @@
     python -m ftkit_serve.worker DIR --end-with-stdin
 
 See `ftkit.run.worker`. This process also writes train/valid.json, `{"valid_loss": nats per token}`, if the job has
-validation rows and the backend can compute a loss.
+validation rows and the backend can compute a loss. Its exit status is 75 if the machine lacked disk space, memory or
+file descriptors.
 """
 
 from __future__ import annotations
+
+import contextlib
+import os
+import traceback
 
 from ftkit.api import Backend
 from ftkit.directory import RunDirectory
 from ftkit.files import write_json
 from ftkit.records import ModelRef
 from ftkit.run import worker
+
+from .shortage import EXIT_STATUS, shortage_of
 
 _MAX_ROWS = 64  # validation rows whose loss is computed
 _BATCH_SIZE = 8
@@ -43,5 +50,17 @@ def validation_loss(run: RunDirectory, model: ModelRef) -> float | None:
     return sum(losses) / len(losses)
 
 
+def main() -> None:
+    """Run the worker. The exit status tells the server that a shortage ended it: the server then starts it again."""
+    try:
+        worker.main(train_and_validate)
+    except Exception as error:
+        if shortage_of(error) is None:
+            raise
+        with contextlib.suppress(OSError):  # the log may be on the full disk
+            traceback.print_exc()
+        os._exit(EXIT_STATUS)  # the interpreter's own end would replace the status if it cannot write to the log
+
+
 if __name__ == "__main__":
-    worker.main(train_and_validate)
+    main()
