@@ -28,15 +28,33 @@ if TYPE_CHECKING:
         State,
         Tracker,
     )
+    from .causes import Failure
     from .errors import FtkitError
     from .hookspecs import hookimpl
-    from .interface import JointResult, RunResult, cancel, open_run, report, resume, run, score
+    from .interface import (
+        cancel,
+        check,
+        doctor,
+        export,
+        open_run,
+        predict,
+        preview,
+        report,
+        resume,
+        run,
+        runs,
+        score,
+        sweep,
+    )  # fmt: skip
     from .recipe.load import Recipe, load_recipe
     from .records import (
         Cancelled,
         Curve,
         Delta,
+        Diagnosis,
         Example,
+        Exported,
+        ExportRequest,
         Finding,
         GenerationConfig,
         LengthLimit,
@@ -46,6 +64,7 @@ if TYPE_CHECKING:
         ModelRef,
         Pair,
         Prediction,
+        Remedy,
         Rendered,
         Report,
         RunRecord,
@@ -55,17 +74,25 @@ if TYPE_CHECKING:
         System,
         Task,
     )
+    from .reproduce import diff, pack, rerun, verify
+    from .results import JointResult, RunList, RunResult
+    from .sweep.result import SweepResult
 
 # module -> the public names that it holds
 _HOLDS = {
-    "interface": ["run", "resume", "score", "report", "open_run", "cancel", "RunResult", "JointResult"],
+    "interface": ["run", "resume", "score", "report", "open_run", "cancel", "check", "preview", "runs", "doctor",
+                  "predict", "export", "sweep"],
+    "reproduce": ["rerun", "verify", "diff", "pack"],
+    "results": ["RunResult", "JointResult", "RunList"],
+    "sweep.result": ["SweepResult"],
     "recipe.load": ["Recipe", "load_recipe"],
     "api": ["Backend", "Evaluator", "DatasetLoader", "Launcher", "Tracker", "Session", "Options", "Requires", "Run",
             "MeasuredRun", "State"],
-    "records": ["Example", "Message", "Task", "ModelRef", "GenerationConfig", "LengthLimit", "Measurement", "Rendered",
-                "Prediction", "Score", "Metric", "Finding", "Cancelled", "StageRecord", "RunRecord", "System", "Delta",
+    "records": ["Example", "Message", "Task", "ModelRef", "GenerationConfig", "LengthLimit", "Measurement", "Remedy", "ExportRequest", "Exported",
+                "Rendered", "Prediction", "Score", "Metric", "Finding", "Cancelled", "Diagnosis", "StageRecord", "RunRecord", "System", "Delta",
                 "Pair", "Curve", "Section", "Report"],
     "hookspecs": ["hookimpl"],
+    "causes": ["Failure"],
     "errors": ["FtkitError"],
 }  # fmt: skip
 _PUBLIC = {name: module for module, names in _HOLDS.items() for name in names}
@@ -76,8 +103,12 @@ __all__ = [
     "Curve",
     "DatasetLoader",
     "Delta",
+    "Diagnosis",
     "Evaluator",
     "Example",
+    "ExportRequest",
+    "Exported",
+    "Failure",
     "Finding",
     "FtkitError",
     "GenerationConfig",
@@ -93,10 +124,12 @@ __all__ = [
     "Pair",
     "Prediction",
     "Recipe",
+    "Remedy",
     "Rendered",
     "Report",
     "Requires",
     "Run",
+    "RunList",
     "RunRecord",
     "RunResult",
     "Score",
@@ -104,17 +137,29 @@ __all__ = [
     "Session",
     "StageRecord",
     "State",
+    "SweepResult",
     "System",
     "Task",
     "Tracker",
     "cancel",
+    "check",
+    "diff",
+    "doctor",
+    "export",
     "hookimpl",
     "load_recipe",
     "open_run",
+    "pack",
+    "predict",
+    "preview",
     "report",
+    "rerun",
     "resume",
     "run",
+    "runs",
     "score",
+    "sweep",
+    "verify",
 ]
 
 
@@ -129,7 +174,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """`ftkit.run`, `ftkit.report` and `ftkit.score` are functions, though submodules have these names.
+    """`ftkit.run`, `ftkit.report`, `ftkit.score` and `ftkit.sweep` are functions, though submodules have these names.
 
     Importing a submodule would set the attribute of its parent; here the function stays.
     """

@@ -7,7 +7,7 @@ heavy inside methods. `ftkit.hookspecs` says how the classes are found.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +15,22 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from .causes import Failure
 from .records import (
     Cancelled,
+    Diagnosis,
     Example,
+    Exported,
+    ExportRequest,
     Finding,
     GenerationConfig,
     LengthLimit,
+    Machine,
     Measurement,
     Metric,
     ModelRef,
     Prediction,
+    Remedy,
     Rendered,
     Report,
     RunRecord,
@@ -55,11 +61,23 @@ class Run(ABC):
     """
 
     dir: Path
+    #: Whether a finished run is only used (chat, predict, serve): `scratch` and `state` are elsewhere then, and nothing may
+    #: be written into `dir`. It stays as it was sealed, and may be read-only.
+    sealed: bool = False
 
     @property
     @abstractmethod
     def id(self) -> str:
         """The directory's name."""
+
+    @abstractmethod
+    def resolved_recipe(self) -> dict[str, Any]:
+        """Return the recipe as plain data, every default written out."""
+
+    @property
+    @abstractmethod
+    def mark(self) -> str:
+        """What identifies the run outside its directory, such as at a provider: its first name, also after a renaming."""
 
     @property
     @abstractmethod
@@ -106,7 +124,11 @@ class Run(ABC):
 
     @abstractmethod
     def answer(self, key: str) -> str | None:
-        """Return what the user answered with `--resume RUN --answer KEY=VALUE`; None where nobody did."""
+        """Return what the user answered with `--resume RUN --answer KEY=VALUE`; None where there is no answer."""
+
+    @abstractmethod
+    def continued(self) -> ModelRef | None:
+        """Return the model that this training continues: the run was finished, and an option of `Options.extends` increased."""
 
     @abstractmethod
     def evaluate(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Metric]:
@@ -156,14 +178,23 @@ class Options(BaseModel):
     """Base of every plugin's options: unknown keys are errors, with the nearest key named.
 
     Give each field a type, a default and `Field(description=...)`; they appear in `ftkit schema`. `renamed` maps other tools' spellings to this plugin's
-    ({"cutoff_len": "sequence_len"}), so that the error can name the right key. `paths` names the options that
-    may hold a file or folder: what lies beside the recipe is found from wherever ftkit is started.
+    ({"cutoff_len": "sequence_len"}), so that the error can name the right key; `refused` maps those that the plugin cannot
+    have to the reason and the fix ({"device_map": ("each process has one device", "use ...")}). `paths` names the options that
+    may hold a file or folder: what lies beside the recipe is found from wherever ftkit is started. `permissions` names
+    the options that let code of others run: they do not count in a packed run that comes from somewhere else.
     """
 
     # Deferred: a command builds the validators of those plugins only that its recipe names.
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
     renamed: ClassVar[Mapping[str, str]] = {}
+    refused: ClassVar[Mapping[str, tuple[str, str]]] = {}
     paths: ClassVar[tuple[str, ...]] = ()
+    #: Options that `--resume RUN --set` may change: those that change no measured number (memory, patience, limits).
+    resumable: ClassVar[frozenset[str]] = frozenset()
+    #: Options of `train` whose increase continues a finished training with `--resume RUN --set`, such as its steps:
+    #: `Run.continued` is then the model so far. `check_resumed` may refuse the change.
+    extends: ClassVar[frozenset[str]] = frozenset()
+    permissions: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -185,6 +216,33 @@ class Plugin:
     def __init__(self, options: BaseModel | None = None) -> None:
         self.options: Any = options if options is not None else self.Options()
 
+    def requirements(self) -> Iterable[Requires]:
+        """Return what this plugin needs with its options, for a machine where nothing is installed; by default `requires`."""
+        return (self.requires,)
+
+    @classmethod
+    def diagnose(cls, options: Any = None) -> Iterable[Diagnosis]:
+        """Yield what this plugin needs and whether it works here (`ftkit doctor`); by default, the required modules.
+
+        They are imported in a process of its own.
+        `options` are those of a recipe, or None without one: then what a user may not have set up (a login) is `ok`
+        None. Nothing is spent or changed. A library that may crash or hang is tried in a process of its own
+        (`ftkit.probing.in_python`), a server with a time limit (`ftkit.probing.http_status`). What this raises becomes
+        a diagnosis. It is called where modules are missing, too: yield from this method first.
+        """
+        from .probing import import_error, missing_modules
+        from .versions import reinstall
+
+        missing = missing_modules(cls.requires.modules)
+        if missing:
+            install = f"pip install '{cls.requires.install or ' '.join(missing)}'"
+            yield Diagnosis("modules", False, f"not installed: {', '.join(missing)}", install, see="version mismatch")
+        elif cls.requires.modules and (wrong := import_error(cls.requires.modules)):
+            text = f"{wrong[0]} cannot be imported: {wrong[1]}"
+            yield Diagnosis("modules", False, text, reinstall(wrong[0]), see="version mismatch")
+        elif cls.requires.modules:
+            yield Diagnosis("modules", True, ", ".join(cls.requires.modules))
+
 
 class Session(ABC):
     """A loaded model that answers planned batches; made by `Backend.load`, closed by its context."""
@@ -198,6 +256,16 @@ class Session(ABC):
         Batches may be answered in any order, but each list answers one whole batch: per example,
         `generation.samples` predictions. A request that fails for good is a Prediction with `error`.
         """
+
+    def stream(self, example: Example, generation: GenerationConfig) -> Generator[str, None, Prediction]:
+        """Yield the answer to one example piece by piece, as it is generated; return the whole prediction.
+
+        The pieces together are its text. By default there is one piece. Closing the generator ends the answer. `stats` counts
+        a truncated prompt before the first piece.
+        """
+        (prediction,) = (p for batch in self.generate([[example]], generation) for p in batch)
+        yield prediction.text
+        return prediction
 
     def loss(self, batch: Sequence[Example]) -> list[float]:
         """Return the teacher-forced loss of each example's first target, in nats per token of the loss mask."""
@@ -221,6 +289,9 @@ class Backend(Plugin, ABC):
     generation_settings: ClassVar[frozenset[str]] = frozenset(
         ("max_new_tokens", "temperature", "top_p", "seed", "samples")
     )
+    #: The machine that `check` and `estimate` are asked about (`ftkit check --gpu a10g`); None is this one. A backend
+    #: that does not compute here may leave it out of account.
+    machine: Machine | None = None
 
     def check(self, task: Task | None, trains: bool = True) -> Iterable[Finding]:
         """Say what would go wrong, before anything is spent.
@@ -233,6 +304,7 @@ class Backend(Plugin, ABC):
     def estimate(self, task: Task | None, trains: bool = True) -> dict[str, Any]:
         """Return what is known beforehand: `memory_bytes`, `seconds`, `usd`; or `not_estimated`: why.
 
+        `memory` is a line that is shown: what is needed, what there is, and whether it fits.
         Where `usd` is above 0, the user is asked before anything is spent (`--yes` answers); `usd_detail` is a
         line that is shown with it. Where it costs an amount that is not known, return `usd` None, `paid` True and
         `not_estimated`: the user is asked as well. `trains` False counts the answers of the untouched model alone,
@@ -267,7 +339,8 @@ class Backend(Plugin, ABC):
 
         `task` holds no test rows. Write the model to `run.path("train/model")`, and progress with `run.log`:
 
-        - `step`: `step`, `max_steps`, `loss`, `seconds`, `tokens_per_second`, ...: shown, and drawn as curves
+        - `step`: `step`, `max_steps`, `loss`, `seconds`, `seconds_left`, `tokens_per_second`, `peak_memory` (bytes), ...: shown,
+          and drawn
         - `eval`: `step` and values by metric name: drawn as curves
         - `note`, `warning`: `message` is shown
         - `lock`: facts that a repetition needs (the layout that training chose); the core adds them to lock.json
@@ -279,6 +352,20 @@ class Backend(Plugin, ABC):
     @abstractmethod
     def load(self, model: ModelRef, run: Run) -> AbstractContextManager[Session]:
         """Load once for many measurements; leaving the context frees it."""
+
+    def load_beside(self, loaded: Session, model: ModelRef, run: Run) -> AbstractContextManager[Session] | None:
+        """Load `model` into the memory of a loaded session, where both share weights; None where they do not.
+
+        `loaded` is a session of any backend and run, which stays usable. At one time one of the two answers.
+        """
+        return None
+
+    def estimate_answers(self, task: Task, model: ModelRef) -> dict[str, Any]:
+        """Return what it costs that `model` answers the test rows of `task`, as `estimate` does; their targets may be empty.
+
+        By default, what the untouched model's answers cost.
+        """
+        return self.estimate(task, trains=False)
 
     @property
     def eval_batch_size(self) -> int:
@@ -301,6 +388,38 @@ class Backend(Plugin, ABC):
         """
         return ()
 
+    def check_resumed(self, before: Any, run: MeasuredRun) -> Iterable[Finding]:
+        """Say why a run must not be resumed with this backend's options in place of `before`, its options until now.
+
+        Called with `--resume RUN --set`, where all options that differ are `Options.resumable`: an error refuses the
+        change. Where `eval_batch_size` differs, the core measures again what the run has measured.
+        """
+        return ()
+
+    def adapt(self, failure: Failure, run: MeasuredRun) -> Sequence[str]:
+        """Return changes with which the run continues by itself after this failure; default none: it stops.
+
+        They are as in `--resume RUN --set`, such as "backend.batch_size=2": options of `Options.resumable` alone. The
+        core records them in run.json, and the report names them; then it repeats the stage, which resumes. It is asked
+        again after each further failure: return something else each time, and at last nothing.
+        """
+        return ()
+
+    def remedies(self, failure: Failure, run: MeasuredRun) -> Iterable[Remedy]:
+        """Yield what may help after this failure, the best first: at most three are shown, as commands.
+
+        The core has remedies of its own for a cause of its own (a full disk); yield those that speak of this backend's
+        options. An exception here is passed over.
+        """
+        return ()
+
+    def verify_model(self, model: ModelRef, run: MeasuredRun) -> Iterable[str]:
+        """Yield what is wrong with the files of the trained `model`, one sentence each (`ftkit verify RUN`).
+
+        It loads no model and needs no network. The core has compared the files with those that training left.
+        """
+        return ()
+
     def cancel(self, run: MeasuredRun, running: bool) -> Cancelled:
         """End what the run has started elsewhere, and keep it from starting more (`ftkit cancel RUN`).
 
@@ -308,6 +427,35 @@ class Backend(Plugin, ABC):
         nothing elsewhere.
         """
         raise NotImplementedError(f"{self.name} starts nothing elsewhere")
+
+    def check_export(self, request: ExportRequest, run: MeasuredRun | None) -> Iterable[Finding]:
+        """Say why the model cannot be exported as asked: a missing program, say. An error refuses it.
+
+        Called at the start of `ftkit export`, and, with `run` None, before a run whose recipe has `export`.
+        """
+        return ()
+
+    def export_size(self, request: ExportRequest, run: MeasuredRun) -> int | None:
+        """Return the most bytes that an export takes on the disk, unfinished files included; None: not known."""
+        return None
+
+    def export(self, request: ExportRequest, run: MeasuredRun, folder: Path) -> Exported:
+        """Write the trained model into the empty `folder`, in a form that others can load without ftkit.
+
+        Then the core measures what `Exported.models` names, on the test rows: `load` and `identity` are given those
+        models, and `run.resolve_uri` finds their files. A README.md is replaced by the model card. Raises
+        NotImplementedError where the backend has no weights to write.
+        """
+        raise NotImplementedError(f"{self.name} has no weights to export")
+
+    def answer_exported(
+        self, exported: Exported, examples: Sequence[Example], run: MeasuredRun, folder: Path
+    ) -> tuple[str, list[Prediction]] | None:
+        """Answer a few test rows with the program that will use the export; return its name and the answers.
+
+        The core compares them with the run's own. None where there is no such program here, or nothing to try.
+        """
+        return None
 
 
 class Evaluator(Plugin, ABC):
@@ -361,16 +509,48 @@ class DatasetLoader(Plugin, ABC):
 
 
 class Launcher(Plugin, ABC):
-    """Executes a prepared run directory elsewhere (`ftkit run RECIPE --on NAME` or `--on NAME:WHERE`)."""
+    """Executes a prepared run directory elsewhere: `ftkit run RECIPE --on NAME:WHERE,OPTION=VALUE`.
+
+    `:WHERE` and the options may be left out. The options are those of the class's `Options`.
+    """
+
+    def estimate(self, where: str, estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what a run at `where` may cost at most, before anything is started; {} where it costs nothing.
+
+        `usd` is that limit in dollars, which `launch` must keep. The user is asked before it is spent (`--yes` answers);
+        `usd_detail` is a line that is shown with it. Further keys are recorded (`usd_per_hour`, `seconds`: the time
+        limit). Where no limit is known, return `usd` None, `paid` True and `not_estimated`: why. `estimates` are
+        those of the run's backend and controls, made for this machine. Raises InputError for a place that does not exist.
+        """
+        return {}
 
     @abstractmethod
-    def launch(self, run: Run, where: str) -> None:
+    def launch(self, run: Run, where: str) -> Mapping[str, Any] | None:
         """Execute the run directory at `where` and bring it back: on return the local directory is complete.
 
         `where` is what follows `NAME:`, or "". Append remote training events to train/log.jsonl as they come: the
         terminal and the trackers follow that file. A second call resumes: find what was started before, and start
         nothing twice. Raise `errors.Interrupted` to leave a remote run that continues without this process.
+
+        The process there has the variable FTKIT_LAUNCHED. It calls no tracker, and adds the events `stage` (a stage
+        began or ended) and `progress` to the log: append one of a stage that is done when its files are here.
+        Until this returns, run.json is the launcher's to replace.
+
+        Return None, or what the machines of this run cost in all: `usd`, `seconds`, `usd_per_hour`, and `source`,
+        a few words on where the price came from. The report shows it.
         """
+
+    def is_busy(self, run: Run) -> bool:
+        """Return whether the run may still be executed where this launcher started it: then it starts nowhere else."""
+        return False
+
+    def cancel(self, run: MeasuredRun, where: str, running: bool) -> Cancelled:
+        """End what executes the run at `where` (`ftkit cancel RUN`), and bring back what it has done.
+
+        `running` says whether a process here follows it; that one then brings it back. Raises NotImplementedError where
+        nothing can be ended.
+        """
+        raise NotImplementedError(f"{self.name} cannot end a run")
 
 
 class Tracker(Plugin):
@@ -381,8 +561,17 @@ class Tracker(Plugin):
     likely misspelt.
     """
 
-    #: Seconds that a finished run waits for this tracker's last calls.
-    patience: ClassVar[float] = 10.0
+    #: Seconds that a finished run waits for this tracker's last calls. An instance may have its own.
+    patience: float = 10.0
+    #: Whether it is called in a process of its own, for libraries that are slow to import, start threads or send what
+    #: they find in their process. The process has a lower priority, prints nothing, and is ended with its last call.
+    #: Where the run's process is killed, it calls `failed` and ends.
+    own_process: ClassVar[bool] = False
+    #: The variables that such a process is given, beside those of the system (`PATH`, `HOME`, proxies): names, or
+    #: beginnings of names that end with `*`. Others, such as a provider's key, do not reach it.
+    environment: ClassVar[tuple[str, ...]] = ()
+
+    _tell: Callable[[str, str], None] | None = None  # set by the core: takes "say" or "warn", and the text
 
     def started(self, run: Run, record: RunRecord) -> None:
         """The run is prepared: recipe, lock, audit and data are on disk. Called again when a run is resumed."""
@@ -398,3 +587,13 @@ class Tracker(Plugin):
 
     def finished(self, run: MeasuredRun, record: RunRecord, report: Report) -> None:
         """The run is done and its report is written."""
+
+    def say(self, text: str) -> None:
+        """Show one line to the user."""
+        if self._tell:
+            self._tell("say", text)
+
+    def warn(self, text: str) -> None:
+        """Show a warning to the user; it stays in the run's record."""
+        if self._tell:
+            self._tell("warn", text)

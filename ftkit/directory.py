@@ -10,16 +10,18 @@ import dataclasses
 import datetime
 import fcntl
 import functools
+import os
 import re
 import secrets
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .api import MeasuredRun, State
 from .errors import FtkitError, InputError, RunFailed
-from .files import Journal, read_json, read_jsonl, write_json, write_jsonl
+from .files import Journal, digest, file_digest, read_json, read_jsonl, write_json, write_jsonl
 from .records import Example, GenerationConfig, Metric, ModelRef, Prediction, RunRecord, Score, Task
 
 if TYPE_CHECKING:
@@ -27,12 +29,49 @@ if TYPE_CHECKING:
     from .recipe.load import Recipe
 
 
+EARLIER = "train/earlier"  # the folder with the models of a training that was continued
+FILES = "files"  # the folder with a run's own copies of files that its recipe names
+_ROW_DIGEST = 12  # hexadecimal digits that tell one row from another
+
+
 def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "run"
+def row_digest(row: Any) -> str:
+    """Return the digest of one row of data/SPLIT.jsonl, as data/digests.json holds it."""
+    return digest(row)[:_ROW_DIGEST]
+
+
+def _slug(name: str, most: int = 120) -> str:
+    """Return `name` as the name of a file: letters, digits, `.`, `_` and `-` of any script, in at most `most` bytes."""
+    text = unicodedata.normalize("NFC", name)
+    # A mark (M) belongs to the letter before it: without it, Hindi and Thai could not be read.
+    plain = "".join(c if c in "._-" or unicodedata.category(c)[0] in "LMN" else "-" for c in text)
+    plain = re.sub("-+", "-", plain).strip("-.")
+    try:
+        plain = os.fsencode(plain)[:most].decode("utf-8", "ignore")
+    except UnicodeError:  # names of files are ASCII here
+        plain = re.sub("[^A-Za-z0-9._-]+", "-", plain)[:most]
+    return plain[:60].strip("-.") or "run"
+
+
+def _named(name: str, out: Path) -> Path | None:
+    """Return the run in `out` with this name, or whose name ends with it; None for none."""
+    if not name or os.sep in name:
+        return None
+    runs = [path.parent for path in out.glob("*/run.json")]
+    found = [p for p in runs if p.name == name] or [p for p in runs if p.name.endswith(f"-{name}")]
+    if len(found) > 1:
+        some = ", ".join(str(p) for p in sorted(found)[:5])
+        raise InputError(f"{len(found)} runs in {out} have a name that ends with {name!r}", f"name one: {some}")
+    return found[0] if found else None
+
+
+def new_name(name: str) -> str:
+    """Return NAME-TIME-RANDOM, a name that nothing else has."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return f"{_slug(name)}-{stamp}-{secrets.token_hex(3)}"
 
 
 def _lock(file: TextIO) -> None:
@@ -48,7 +87,10 @@ def _lock(file: TextIO) -> None:
 
 
 class PluginState(State):
-    """One plugin's state in a file of its own; changes are made under a lock, between threads and processes."""
+    """One plugin's state in a file of its own; changes are made under a lock, between threads and processes.
+
+    Only the owner can read the file: it names what the run has elsewhere.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +113,7 @@ class PluginState(State):
         with open(self.path.with_name(f".{self.path.stem}.lock"), "a") as lock:
             with contextlib.suppress(OSError):  # a file system without locks: there one process alone must write
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            write_json(self.path, {**self._read(), **values})
+            write_json(self.path, {**self._read(), **values}, private=True)
 
 
 class RunDirectory(MeasuredRun):
@@ -81,12 +123,12 @@ class RunDirectory(MeasuredRun):
         self.dir = directory
         self.is_interrupted: Callable[[], bool] = lambda: False  # set by the process that executes the run
         self.answers: dict[str, str] = {}  # what the user answered for this execution
+        self.is_logged = True  # False in a process whose events another process of the run logs as well
 
     @classmethod
     def create(cls, out: Path, name: str) -> RunDirectory:
         """Make a new directory `out/NAME-TIME-RANDOM`. It is a run once its run.json is written, which comes last."""
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        directory = out / f"{_slug(name)}-{stamp}-{secrets.token_hex(3)}"
+        directory = out / new_name(name)
         try:
             directory.mkdir(parents=True)
         except OSError as error:
@@ -96,9 +138,13 @@ class RunDirectory(MeasuredRun):
         return cls(directory)
 
     @classmethod
-    def open(cls, directory: str | Path) -> RunDirectory:
-        """Open an existing run directory. Raises InputError where there is none."""
+    def open(cls, directory: str | Path, out: Path = Path("runs")) -> RunDirectory:
+        """Open an existing run directory: by its path, or by its name in `out` or the end of it.
+
+        Raises InputError where there is none, or several.
+        """
         path = Path(directory)
+        path = path if path.exists() else _named(str(directory), out) or path
         if not path.exists():
             raise InputError(
                 f"{path} is not a run directory: there is no such folder", "`ftkit runs` lists what was run"
@@ -151,6 +197,11 @@ class RunDirectory(MeasuredRun):
     def id(self) -> str:
         return self.dir.name
 
+    @functools.cached_property
+    def mark(self) -> str:  # cached: it never changes
+        record = self.record()
+        return record.mark or record.id
+
     def path(self, *parts: str) -> Path:
         if not self.dir.is_dir():
             raise RunFailed(f"the run directory was deleted or moved while it was in use: {self.dir}")
@@ -162,6 +213,16 @@ class RunDirectory(MeasuredRun):
     def resolve_uri(self, uri: str) -> Path:
         path = Path(uri)
         return path if path.is_absolute() else self.dir / path
+
+    def portable(self, data: Any) -> Any:
+        """Return plain data in which the run's own copies of files are named by content, not by their path here."""
+        if isinstance(data, dict):
+            return {key: self.portable(value) for key, value in data.items()}
+        if isinstance(data, list | tuple):
+            return [self.portable(value) for value in data]
+        if isinstance(data, str) and data.startswith(f"{self.dir / FILES}/") and Path(data).is_file():
+            return f"{FILES}/{Path(data).name} sha256:{file_digest(Path(data))}"
+        return data
 
     def scratch(self, name: str) -> Path:
         path = self.path(".work", name)
@@ -187,6 +248,9 @@ class RunDirectory(MeasuredRun):
         from .recipe.load import load_recipe
 
         return load_recipe(self.path("recipe.yaml"), check_modules=False)
+
+    def resolved_recipe(self) -> dict[str, Any]:
+        return self.recipe.to_dict()
 
     @property
     def seed(self) -> int:
@@ -223,8 +287,11 @@ class RunDirectory(MeasuredRun):
         return dataclasses.replace(Task.from_dict({**about, "splits": {}}), splits=splits)
 
     def save_task(self, task: Task) -> None:
+        digests = {}
         for split, examples in task.splits.items():
             write_jsonl(self.path("data", f"{split}.jsonl"), (e.to_dict() for e in examples))
+            digests[split] = [row_digest(e.to_dict()) for e in examples]
+        write_json(self.path("data", "digests.json"), digests)
         about = task.to_dict()
         del about["splits"]
         write_json(self.path("data", "task.json"), about)
@@ -233,7 +300,8 @@ class RunDirectory(MeasuredRun):
         return PluginState(self.path("state", f"{_slug(name)}.json"))
 
     def log(self, event: str, **values: Any) -> None:
-        self.journal.append({"event": event, "time": round(time.time(), 3), **values})
+        if self.is_logged:
+            self.journal.append({"event": event, "time": round(time.time(), 3), **values})
 
     @property
     def journal(self) -> Journal:
@@ -281,6 +349,10 @@ class RunDirectory(MeasuredRun):
 
         with without_intervals():  # a curve has none, and resampling takes longer than scoring
             return score_all(self.evaluators, examples, predictions)[1]
+
+    def continued(self) -> ModelRef | None:
+        path = self.path("train", "earlier.json")
+        return ModelRef.from_dict(read_json(path)) if path.exists() else None
 
     def model(self) -> ModelRef | None:
         path = self.path("train", "model.json")

@@ -31,6 +31,18 @@ class RunFailed(FtkitError):
     """A run began and could not continue (exit status 1)."""
 
 
+class ProcessFailed(RunFailed):
+    """A process that works for the run failed.
+
+    `cause` is the name of what made it fail (see `ftkit.causes`; "other" where that is not known), `kind` the name of
+    the type of its error ("" where a signal ended the process).
+    """
+
+    def __init__(self, message: str, hint: str | None = None, cause: str = "other", kind: str = "") -> None:
+        super().__init__(message, hint)
+        self.cause, self.kind = cause, kind
+
+
 class Interrupted(FtkitError):
     """The user stopped the run; it can be resumed (exit status 130)."""
 

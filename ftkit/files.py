@@ -48,12 +48,28 @@ def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(_finite(data), sort_keys=True).encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """Return the SHA-256 hex digest of a file that would hold these parts one after the other."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
+
+
 # ---------------------------------------------------------------- whole files
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[TextIO]:
+def atomic(path: Path, private: bool = False) -> Iterator[TextIO]:
     """Give a text file to write: whole in its place when the block ends, and not there if it ends in an error.
+
+    Where it is `private`, only its owner can read it (mode 0600).
 
     Written beside, fsync, rename, fsync of the folder: after a power cut, what was written earlier is there if
     what was written later is.
@@ -61,7 +77,7 @@ def atomic(path: Path) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        with open(temporary, "w", encoding="utf-8", newline="\n", opener=_private if private else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -71,6 +87,14 @@ def atomic(path: Path) -> Iterator[TextIO]:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file as `open` does, for its owner alone."""
+    descriptor = os.open(path, flags, 0o600)
+    with contextlib.suppress(OSError):  # a file system without modes
+        os.fchmod(descriptor, 0o600)  # it may be left over from a process that was killed
+    return descriptor
 
 
 def sync_folder(folder: Path) -> None:
@@ -103,20 +127,20 @@ def publish(staging: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    with atomic(path) as file:
+def write_atomic(path: Path, text: str, private: bool = False) -> None:
+    """Write a whole file or nothing; a `private` one for its owner alone (mode 0600)."""
+    with atomic(path, private) as file:
         file.write(text)
 
 
-def write_json(path: Path, data: Any) -> None:
-    write_atomic(path, dump_json(data, indent=2) + "\n")
+def write_json(path: Path, data: Any, private: bool = False) -> None:
+    write_atomic(path, dump_json(data, indent=2) + "\n", private)
 
 
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
 
 

@@ -124,6 +124,8 @@ def ftkit_run_finished(run: Run, record: RunRecord, report: Report) -> None:
 def ftkit_report_sections(runs: list[MeasuredRun]) -> list[Section]:  # type: ignore[empty-body]
     """Return further sections for a report over `runs`: plain data, which ftkit escapes and draws.
 
+    A section's `headline`, one sentence, leads the report in place of its own headline; `lead` follows it.
+
     >>> @hookimpl
     ... def ftkit_report_sections(runs):
     ...     return [Section("Costs", ({"kind": "text", "text": "0 USD"},))]

@@ -12,11 +12,12 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .probing import http_status, within
 
 _PAGES = {"model": "huggingface.co/", "dataset": "huggingface.co/datasets/"}
 _KEYS = {"model": "backend.base_model", "dataset": "dataset.path"}
@@ -38,7 +39,7 @@ def prefer_cache_when_unreachable() -> None:
     """
     with contextlib.suppress(ImportError):
         _refuse_long_waits()
-    url = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    url = urllib.parse.urlsplit(endpoint())
     if urllib.request.getproxies().get(url.scheme) and not urllib.request.proxy_bypass(url.hostname or ""):
         return  # a proxy resolves names for us: only the libraries can tell
     try:
@@ -62,7 +63,26 @@ def commit_of(kind: str, name: str, revision: str | None) -> str | None:
     downloads are of one commit while the branch moves. Where the hub does not answer, the local cache says which
     commit it last knew; None where it does not know. Raises InputError where the hub refuses.
     """
-    return revision if revision and _COMMIT.fullmatch(revision) else _asked(kind, name, revision or "main")
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    locked = _locked.get(f"{kind} {name} {revision or 'main'}")
+    return locked or _asked(kind, name, revision or "main")
+
+
+_locked: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def locked_commits(commits: Mapping[str, str]) -> Iterator[None]:
+    """Let `commit_of` give these commits for a while, without asking: those that a run is to repeat.
+
+    A key is "KIND NAME REVISION", such as "model acme/tiny main": as runs keep them in their state `hub`.
+    """
+    _locked.update(commits)
+    try:
+        yield
+    finally:
+        _locked.clear()
 
 
 def forget_commits() -> None:
@@ -233,3 +253,62 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
+
+
+# ---------------------------------------------------------------- what can be asked of it
+
+
+def endpoint() -> str:
+    """Return the address of the hub."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def token() -> str | None:
+    """Return the token that the hub is asked with; None where no one is logged in."""
+    try:
+        from huggingface_hub import get_token
+    except ImportError:
+        return os.environ.get("HF_TOKEN") or None
+    return get_token()
+
+
+def account_status() -> int:
+    """Return the status with which the hub answers who the token belongs to: 200, or 401 for a token it does not know.
+
+    Without a token it is 401. Raises OSError where the hub does not answer in seconds.
+    """
+    known = token()
+    headers = {"Authorization": f"Bearer {known}"} if known else {}
+    return http_status(f"{endpoint()}/api/whoami-v2", headers, seconds=_PATIENCE)[0]
+
+
+def in_cache(kind: str, name: str) -> bool:
+    """Return whether the local cache holds files of a repository, of any commit."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return False
+    return any(Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}", "snapshots").glob("*/*"))
+
+
+def size_of(kind: str, name: str, revision: str | None) -> int:
+    """Return the bytes of a repository's files, 0 where the hub does not say. Asks once.
+
+    Raises InputError where they may not be read: there is no such repository or revision, or it is gated.
+    """
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def ask() -> Any:
+        about = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_PATIENCE, files_metadata=True)
+        # The hub describes a gated repository to everybody: only its files say who may read them.
+        url = hf_hub_url(name, "config.json", repo_type=kind, revision=about.sha)
+        with contextlib.suppress(EntryNotFoundError):
+            get_hf_file_metadata(url, timeout=_PATIENCE)
+        return about
+
+    try:
+        about = within(4 * _PATIENCE, ask)
+    except Exception as error:
+        raise explain(kind, name, error, revision) from None
+    return sum(file.size or 0 for file in about.siblings or ())

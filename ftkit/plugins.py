@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from pydantic import BaseModel
 from . import hookspecs
 from .api import Backend, DatasetLoader, Evaluator, Launcher, Plugin, Tracker
 from .errors import InputError
+from .probing import missing_modules
 from .text import nearest, one_line
 
 HOOKS = [name for name in dir(hookspecs) if name.startswith("ftkit_")]
@@ -65,14 +65,7 @@ class PluginEntry:
 
     def missing(self) -> list[str]:
         """Return the modules that this plugin requires and that are not installed (nothing is imported)."""
-        return [m for m in self.cls.requires.modules if not _installed(m)]
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+        return missing_modules(self.cls.requires.modules)
 
 
 class Plugins:

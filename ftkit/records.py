@@ -145,7 +145,8 @@ class Task(Record):
     """What is trained on and measured: three splits of examples, and hashes that name them.
 
     `fingerprints` maps a split to the hash of its rows (ids, inputs, targets, in order);
-    `prompt_hash` is the hash of the prompt's instruction, system text and template.
+    `prompt_hash` is the hash of the prompt's instruction, system text and template. `measured_split` names the split
+    that base and tuned model are measured on: test, or validation (`measure: validation`, where there are no test rows).
     """
 
     name: str
@@ -153,7 +154,8 @@ class Task(Record):
     fingerprints: dict[str, str]
     prompt_hash: str
     source: dict[str, Any] = dataclasses.field(default_factory=dict)  # path, revision, how splits were cut
-    generation: GenerationConfig | None = None  # how the test rows are answered; None where no recipe says so
+    generation: GenerationConfig | None = None  # how the measured rows are answered; None where no recipe says so
+    measured_split: str = "test"
 
     @property
     def train(self) -> tuple[Example, ...]:
@@ -166,6 +168,11 @@ class Task(Record):
     @property
     def test(self) -> tuple[Example, ...]:
         return self.splits.get("test", ())
+
+    @property
+    def measured(self) -> tuple[Example, ...]:
+        """The rows that base and tuned model are measured on."""
+        return self.splits.get(self.measured_split, ())
 
     def for_training(self) -> Task:
         """Return the task without its test rows: what is measured is not there to be trained on."""
@@ -241,7 +248,7 @@ class GenerationConfig(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class Measurement(Record):
-    """One thing to measure, stored in a folder of its own name: a model on a split.
+    """One thing to measure, stored in a folder of its own name: a model on a split (None: `Task.measured_split`).
 
     `generation` None means the recipe's settings; `loss` asks for the teacher-forced loss as well. `examples` None
     means the whole split as the recipe prompts it; a few-shot prompt or a sample of training rows gives its own
@@ -251,7 +258,7 @@ class Measurement(Record):
 
     name: str
     model: ModelRef
-    split: str = "test"
+    split: str | None = None
     generation: GenerationConfig | None = None
     examples: tuple[Example, ...] | None = None
     compared: bool = True
@@ -262,6 +269,7 @@ class Measurement(Record):
 class Rendered(Record):
     """One training example as the model sees it: `tokens[i]` has id `ids[i]` and counts in the loss where `loss_mask[i]`.
 
+    A byte of a token that is only part of a character stands in `tokens` as a surrogate (Python's "surrogateescape").
     The three tuples have one length, in tokens; `n_prompt` of them belong to the prompt, where earlier assistant
     turns may be in the loss mask (`dataset.train_on: all`).
     `truncated` counts tokens cut off by the sequence limit: (of the prompt, of the target). A `finding` of
@@ -285,6 +293,39 @@ class LengthLimit(Record):
     tokens: int
     key: str | None = None
     hint: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRequest(Record):
+    """What `ftkit export` is asked for.
+
+    `merge` adds an adapter to the weights of its base: to those that training used (`base` "trained"), or to those
+    that the base model is published with ("original"). They differ where training quantised the base. `gguf` is the
+    quantisation of a GGUF file (q8_0, q4_k_m); None asks for none. All false asks for what training wrote, as it is.
+    """
+
+    merge: bool = False
+    base: str = "trained"
+    gguf: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported(Record):
+    """What `Backend.export` wrote into its folder.
+
+    `models` maps a short name (adapter, merged, q8_0) to the model that `Backend.load` is given to measure it: its uri
+    is relative to the folder. The report calls it export-NAME. `base_model` is the base's id on the hub, or None where
+    none is known; `library` is the hub's name of the library that loads it. `usage` are {"title", "language", "code"}:
+    how it is loaded; {folder} in `code` stands for the export's folder or repository. `notes` are sentences; `licence` is the base model's,
+    as its publisher states it.
+    """
+
+    models: dict[str, ModelRef]
+    base_model: str | None = None
+    library: str = ""
+    usage: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    licence: str | None = None
 
 
 # ---------------------------------------------------------------- what comes back
@@ -355,6 +396,31 @@ class Finding(Record):
     message: str
     hint: str | None = None
     key: str | None = None  # the recipe key it speaks of, such as "backend.base_model"
+    here: bool = False  # it speaks of this machine: with `--on` another one executes the run, and it is only a note
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine(Record):
+    """A machine to answer for that is not this one (`--gpu`): `count` GPUs, each with `memory_bytes`."""
+
+    name: str
+    memory_bytes: int
+    count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis(Record):
+    """What `ftkit doctor` found of one thing: whether it works, and the one fix.
+
+    `ok` is True (it works), False (it does not), or None (it is not there and not needed, or cannot be known). `fix` is
+    a command or a sentence. `see` is a heading of docs/troubleshooting.md, or the address of a page.
+    """
+
+    what: str  # a few words: "4-bit matmul"
+    ok: bool | None
+    detail: str = ""  # one line
+    fix: str | None = None
+    see: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,10 +449,27 @@ class StageRecord(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class Remedy(Record):
+    """One way on after a failure: `text` says what it does, in a few words that an infinitive can begin.
+
+    `changes` are options to continue with, such as "backend.batch_size=2": the run is resumed with them, or started
+    again where they change a measured number. `command` is any other command; `{run}` in it stands for the run directory.
+    """
+
+    text: str
+    changes: tuple[str, ...] = ()
+    command: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class RunRecord(Record):
     """run.json: what happened. `status` is prepared, running, done, failed or interrupted; `kind` is run or score.
 
-    `where` names the launcher that executes the run (`--on`); None is this machine.
+    `where` names the launcher that executes the run (`--on`); None is this machine. `mark` is what identifies the run
+    outside its directory: it stays the same where the directory is renamed ("" in records of older versions: then `id`).
+    `remedies` are those of the failure that `error` names. `changes` are what `--resume --set` changed: {"time", "stage",
+    "key", "from", "to"} each. `group` is shared by the runs of one command (several recipes, several seeds); None for a
+    run that was started alone. `rental` is what a launcher's machines cost: {"usd", "seconds", "usd_per_hour", "source"}, or {}.
     """
 
     id: str
@@ -400,6 +483,11 @@ class RunRecord(Record):
     error: str | None = None
     reuse: bool = True  # False: its baseline may not be copied from another run
     where: str | None = None
+    mark: str = ""
+    remedies: tuple[Remedy, ...] = ()
+    changes: tuple[dict[str, Any], ...] = ()
+    group: str | None = None
+    rental: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- the report
@@ -410,7 +498,8 @@ class System(Record):
     """One row of the report's table: a model as measured, with what it cost.
 
     `seconds` is measuring, `train_seconds` training; `usd` is both together, `measure_usd` and `train_usd` each;
-    `n_predictions` counts the requested answers, `n_length_limit` those that end at the length limit. `role` is baseline, tuned, control, external,
+    `n_predictions` counts the requested answers, `n_priced` those that `measure_usd` pays for (a failed request has no
+    price), `n_length_limit` those that end at the length limit. `role` is baseline, tuned, control, external, export,
     further (a backend's own measurement, like for like) or extra (one that is not compared); `settings` is what must agree before two systems may be compared; `info` holds what the
     backend says of the model (`hosted_by`, `shutdown_date`, `usd_per_hour`: what its machine costs).
     A recipe with several training seeds is one system: `metrics` are means over the seeds, `train_seconds` and
@@ -433,6 +522,7 @@ class System(Record):
     tokens_out: int | None = None
     peak_memory: int | None = None  # bytes
     n_predictions: int = 0
+    n_priced: int = 0
     n_failed: int = 0
     n_length_limit: int = 0
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -443,6 +533,7 @@ class System(Record):
     spread: dict[str, dict[str, float]] = dataclasses.field(
         default_factory=dict
     )  # metric: {"sd", "min", "max"} of seeds
+    differs: str = ""  # what its recipe has that those of the report's other runs have not: "lr=0.004 r=8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -489,8 +580,10 @@ class Delta(Record):
 class Pair(Record):
     """One example in the report: each system's text and scores, side by side.
 
-    `answers` maps a system's name to {"text", "score", "error"}; `delta` is the primary metric's
-    difference between the first run's tuned and baseline systems.
+    `answers` maps a system's name to {"text", "score", "error"}: `score` is the primary metric's value. Where there are
+    such, an answer has `values` (metric name: value), `answer` (what was extracted and compared), `reason` (of its
+    values), and `finish_reason` "length" (it was cut at the length limit). `delta` is the primary metric's difference
+    between the first run's tuned and baseline systems.
     """
 
     example_id: str
@@ -502,12 +595,16 @@ class Pair(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Curve(Record):
-    """One line of the training chart: `points` are [step, value]; `axis` groups lines drawn together."""
+    """One line of a training chart: `points` are [step, value]; `axis` groups lines drawn together.
+
+    `chosen` is the step whose weights were kept, where that is not simply the last one.
+    """
 
     run: str
     name: str
     axis: str  # loss, or a metric's name
     points: tuple[list[float], ...]
+    chosen: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -516,10 +613,73 @@ class Section(Record):
 
     A block is {"kind": "text", "text"}, {"kind": "table", "header", "rows"},
     {"kind": "curves", "curves": [Curve]} or {"kind": "examples", "examples": [{"title", "text"}]}.
+    `headline` is the finding in one sentence, `lead` what a reader should know beside it: they lead the report.
     """
 
     title: str
     blocks: tuple[dict[str, Any], ...]
+    headline: str = ""
+    lead: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline(Record):
+    """What happened, for a reader who reads nothing else: a title, sentences, what is still wrong, a strip of facts.
+
+    `strip` holds {"label", "value", "note"}: model, method, data, time and price, seeds. `source` is the title of the
+    plugin's section that gave the headline; "" where the report's own numbers did.
+    """
+
+    title: str
+    text: tuple[str, ...] = ()
+    wrong: str = ""
+    strip: tuple[dict[str, str], ...] = ()
+    source: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution(Record):
+    """The primary metric row by row: a histogram of each system, and what each row gained from `from_` to `to`.
+
+    `edges` are the borders of the bins, in the metric's unit; `counts` has by system the rows of each bin. `gains` are
+    {"id", "gain", "right"} by falling gain: `right` says whether `to` has all of `second` in this row (None: `second`
+    is "", or has no value there). `n_right` counts them, `n_high_wrong` the rows that are not right and yet have a
+    value of `high` or more.
+    """
+
+    metric: str
+    from_: str
+    to: str
+    edges: tuple[float, ...]
+    counts: dict[str, tuple[int, ...]]
+    gains: tuple[dict[str, Any], ...]
+    n_better: int = 0
+    n_same: int = 0
+    n_worse: int = 0
+    second: str = ""
+    n_right: int = 0
+    n_second: int = 0
+    high: float | None = None
+    n_high_wrong: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        data = super().to_dict()
+        return {"from": data.pop("from_"), **data}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Distribution:
+        return super().from_dict({"from_": data["from"], **{k: v for k, v in data.items() if k != "from"}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Differing(Record):
+    """What differs between the recipes of a report: one column for each system, one row for each key that differs.
+
+    `rows` are {"key", "short", "values"}: values are texts in the order of `systems`, None where a recipe lacks the key.
+    """
+
+    systems: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -539,5 +699,10 @@ class Report(Record):
     notes: tuple[str, ...] = ()
     sections: tuple[Section, ...] = ()
     costs: dict[str, Any] = dataclasses.field(default_factory=dict)  # prices and break-even, from report/costs.py
+    headline: Headline | None = None
+    distribution: Distribution | None = None
+    differing: Differing | None = None
+    slices: tuple[dict[str, Any], ...] = ()  # the primary metric by groups of rows, from report/slices.py
     created: str = ""
     version: str = ""
+    texts: dict[str, Any] = dataclasses.field(default_factory=dict)  # how its texts are made, for other languages

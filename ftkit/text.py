@@ -8,6 +8,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
+
+from .lang import tr
 
 NONE = "–"  # what stands for a value that is not known
 MAX_KEY = 200  # characters of a word that are compared with known ones
@@ -115,26 +118,41 @@ class Scale:
     def interval(self, low: float | None, high: float | None) -> str | None:
         if finite(low) is None or finite(high) is None:
             return None
-        return f"{self.value(low)} to {self.value(high)}"
+        return tr("{low} to {high}", low=self.value(low), high=self.value(high))
 
     def signed_interval(self, low: float | None, high: float | None) -> str | None:
         if finite(low) is None or finite(high) is None:
             return None
-        return f"{self.signed(low)} to {self.signed(high)}"
+        return tr("{low} to {high}", low=self.signed(low), high=self.signed(high))
 
 
-def scale_for(unit: str, values: Iterable[float | None]) -> Scale:
-    """Return how values of `unit` are written: fractions as percent, others with three digits that count."""
+def scale_for(unit: str, values: Iterable[float | None], widths: Iterable[float | None] = ()) -> Scale:
+    """Return how values of `unit` are written: fractions as percent, others with three digits that count.
+
+    Where `widths` of intervals are known (high - low), the digits follow them: half of a usual interval has two digits, so
+    that no decimal is shown which the interval leaves open.
+    """
+    factor = 100 if unit == "fraction" else 1
+    found = [x * factor for v in widths if (x := finite(v)) is not None and x > 0]
+    digits = _digits_of(found, factor) if found else None
     if unit == "fraction":
-        return Scale(100, 2, "%", "points")
+        return Scale(100, 2 if digits is None else digits, "%", tr("points"))
+    return Scale(1, _digits_that_count(values) if digits is None else digits, unit, unit)
+
+
+def _digits_of(widths: Iterable[float], factor: int) -> int:
+    """Return the decimals of numbers whose intervals are so wide: two digits of half the middle width; of percent 1 or 2."""
+    digits = 1 - math.floor(math.log10(median(widths) / 2) + 1e-9)
+    return min(max(digits, 1), 2) if factor == 100 else min(max(digits, 0), 8)
+
+
+def _digits_that_count(values: Iterable[float | None]) -> int:
     largest = max((abs(x) for v in values if (x := finite(v)) is not None), default=0.0)
     if largest >= 1000:
-        digits = 0
-    elif largest >= 1 or largest == 0:
-        digits = 1 if largest >= 100 else 2
-    else:
-        digits = min(8, 2 - math.floor(math.log10(largest)))
-    return Scale(1, digits, unit, unit)
+        return 0
+    if largest >= 1 or largest == 0:
+        return 1 if largest >= 100 else 2
+    return min(8, 2 - math.floor(math.log10(largest)))
 
 
 def metric_value(value: float | None, unit: str = "fraction") -> str:
@@ -175,13 +193,26 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return NONE
     if seconds < 9.95:
-        return f"{seconds:.1f} s"
+        return tr("{n:.1f} s", n=seconds)
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
+        return tr("{n} s", n=whole)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        return tr("{n} min {s:02d} s", n=whole // 60, s=whole % 60)
+    return tr("{n} h {m:02d} min", n=whole // 3600, m=whole % 3600 // 60)
+
+
+def age(seconds: float | None) -> str:
+    """Return in one unit how long ago something was: 40 s, 12 min, 3 h, 5 d."""
+    seconds = finite(seconds)
+    if seconds is None:
+        return NONE
+    seconds = max(0.0, seconds)
+    if seconds < 60:
+        return tr("{n} s", n=int(seconds))
+    if seconds < 3600:
+        return tr("{n} min", n=int(seconds // 60))
+    return tr("{n} h", n=int(seconds // 3600)) if seconds < 2 * 86400 else tr("{n:,} d", n=int(seconds // 86400))
 
 
 def dollars(usd: float | None) -> str:
@@ -198,7 +229,9 @@ def dollars(usd: float | None) -> str:
 
 
 def size(n: int | None) -> str:
-    """Return bytes as MB, or as GB from 0.1 GB on (powers of 1000)."""
+    """Return bytes as kB, as MB from 0.1 MB on, as GB from 0.1 GB on (powers of 1000)."""
     if n is None:
         return NONE
+    if n < 1e5:
+        return f"{n / 1e3:,.1f} kB"
     return f"{n / 1e9:,.2f} GB" if n >= 1e8 else f"{n / 1e6:,.1f} MB"

@@ -45,6 +45,26 @@ def packages() -> dict[str, Package]:
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
+@functools.cache
+def tested_versions() -> dict[str, str]:
+    """Return the version of each package that was tested with the others (constraints.txt), by its normalised name."""
+    from packaging.utils import canonicalize_name
+
+    lines = (Path(__file__).parent / "constraints.txt").read_text("utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {canonicalize_name(name): version.strip() for name, version in pairs}
+
+
+def reinstall(module: str) -> str:
+    """Return what brings a sound copy of a module that does not work: a pip line, in the tested version where there is one."""
+    found = package_of(module)
+    if found is not None and found.origin == "overlay":
+        return f"remove {_location(module)} from PYTHONPATH: it hides the {module} that pip installed"
+    name = next(iter(_owners().get(module, ())), module)
+    tested = tested_versions().get(name.lower().replace("_", "-"))
+    return f"pip install --force-reinstall '{name}{f'=={tested}' if tested else ''}'"
+
+
 def package_of(module: str) -> Package | None:
     """Return the version and origin of a top-level module as Python imports it, without importing it; None if it cannot."""
     folder = _location(module)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..text import visible
 from . import options
-from .show import print_json
+from .show import echo, echo_next, echo_table, print_json
 
 if TYPE_CHECKING:
     from ..plugins import Plugins
@@ -26,16 +25,14 @@ def recipes(as_json: bool) -> None:
     if as_json:
         print_json({name: str(path) for name, path in shipped.items()})
         return
-    for name, path in shipped.items():
-        first = next(
-            (
-                line
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if line.startswith("# ") and "yaml-language" not in line
-            ),
-            "#",
-        )
-        click.echo(f"{name:<24} {first[2:].strip()}")
+    rows = [["recipe", "shows"], *([name, _first_comment(path)] for name, path in shipped.items())]
+    echo_table(rows, left=(0, 1), wrapped=1)
+    echo_next("ftkit check RECIPE, then ftkit run RECIPE")
+
+
+def _first_comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line[2:].strip() for line in lines if line.startswith("# ") and "yaml-language" not in line), "")
 
 
 @click.command()
@@ -57,7 +54,7 @@ def schema() -> None:
     from ..plugins import installed_plugins
     from ..recipe.schema import recipe_schema
 
-    click.echo(json.dumps(recipe_schema(installed_plugins()), indent=2))
+    echo(json.dumps(recipe_schema(installed_plugins()), indent=2))
 
 
 def _plugins_as_dict(found: Plugins) -> dict[str, Any]:
@@ -90,18 +87,23 @@ def _plugins_as_dict(found: Plugins) -> dict[str, Any]:
 
 
 def _print_plugins(found: Plugins) -> None:
-    """Print one plugin a line, then what failed to load and which names clash."""
+    """Print one plugin a row, then what failed to load and which names clash."""
+    rows = [["plugin", "kind", "from", "does"]]
+    needs = []
     for e in found.all_entries():
         missing = e.missing()
         install = e.cls.requires.install or " ".join(missing)
-        needs = f"  (needs {', '.join(missing)}: pip install '{install}')" if missing else ""
-        line = f"{e.name:<22} {e.kind:<10} {e.source.distribution} {e.source.version}  {e.cls.summary}{needs}"
-        click.echo(visible(line))
+        rows.append([e.name, e.kind, f"{e.source.distribution} {e.source.version}", e.cls.summary])
+        if missing:
+            needs.append(f"{e.name} needs {', '.join(missing)}: pip install '{install}'")
+    echo_table(rows, left=(0, 1, 2, 3), wrapped=3)
+    for line in needs:
+        echo(line)
     for source in found.failures:
         where = f"{source.distribution} {source.version} ({source.module})"
-        click.echo(visible(f"{source.entry:<22} does not work: {where} {source.error}"))
+        echo(f"{source.entry} does not work: {where} {source.error}")
     for text in _conflicts(found):
-        click.echo(visible(f"conflict: {text}; uninstall one of them"))
+        echo(f"conflict: {text}; uninstall one of them")
 
 
 def _conflicts(found: Plugins) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import os
 import sys
 from typing import Any
 
@@ -9,13 +12,19 @@ import click
 
 from ..commands import conflict, conflicts, load_command, plugin_commands
 from ..errors import FtkitError, InputError, Problem
-from . import installed, results, run
-from .show import print_json, show_error
+from ..lang import LANGUAGES, VARIABLE
+from ..terminal import use_readable_escapes
+from . import doctor, export, installed, reproduce, results, run, runs, sweep, use
+from .show import echo, print_json, show_error
 
 _OWN = (
-    run.run, run.check, run.preview, run.cancel,
-    results.score, results.report, results.runs,
-    installed.recipes, installed.plugins, installed.schema,
+    run.run, run.check, run.preview, run.cancel, sweep.sweep,
+    results.score, results.report,
+    use.chat, use.predict,
+    runs.runs, runs.open_, runs.rm, runs.clean,
+    reproduce.rerun, reproduce.diff, reproduce.verify, reproduce.pack,
+    export.export,
+    doctor.doctor, installed.recipes, installed.plugins, installed.schema,
 )  # fmt: skip
 
 
@@ -36,7 +45,7 @@ class _Commands(click.Group):
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args[0] in self.commands and args[0] in plugin_commands():
             text = conflict(args[0], plugin_commands()[args[0]], own=True)
-            click.echo(f"warning: {text}; ftkit's own is used", err=True)
+            echo(f"warning: {text}; ftkit's own is used", err=True)
         try:
             return super().resolve_command(context, args)
         except click.UsageError as error:
@@ -79,12 +88,21 @@ for _command in _OWN:
     ftkit.add_command(_command)
 
 
+def _check_language() -> None:
+    chosen = os.environ.get(VARIABLE)
+    if chosen and chosen not in LANGUAGES:
+        raise InputError(f"{VARIABLE}={chosen}: no such language", f"choose one of {', '.join(LANGUAGES)}")
+
+
 def main() -> None:
     """Run the command line: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted and resumable."""
+    use_readable_escapes(sys.stdout, sys.stderr)
+    atexit.register(gc.freeze)  # Python would search all objects for cycles at its exit: 2 s where torch is imported
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # it may stand anywhere
     as_json = "--json" in arguments
     try:
+        _check_language()
         ftkit.main(["--debug", *arguments] if debug else arguments, prog_name="ftkit", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
@@ -113,10 +131,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        click.echo(
-            f"error: {type(error).__name__}: {error}\n  this looks like a defect of ftkit: run again with --debug",
-            err=True,
-        )
+        echo(f"error: {type(error).__name__}: {error}", err=True)
+        echo("  this looks like a defect of ftkit: run again with --debug", err=True)
         sys.exit(1)
 
 

@@ -1,21 +1,20 @@
-"""Commands over results: score, report, runs."""
+"""Commands over results: score, report."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import FtkitError
-from ..text import metric_value, visible
+from ..lang import joined, tr
+from ..text import NONE, count, scale_for
 from . import options
-from .show import print_json, print_report
+from .show import echo, echo_table, print_json, print_report
 
 if TYPE_CHECKING:
-    from ..directory import RunDirectory
     from ..records import Metric
 
 
@@ -37,14 +36,16 @@ if TYPE_CHECKING:
 @click.option("--encoding", help="Encoding of a text file, such as shift_jis (default: UTF-8).")
 @click.option("--name", help="What the report calls this system (default: the file's name).")
 @options.out
+@options.lang
 @options.as_json
 def score(
     path: Path, evaluator: str, options: tuple[str, ...], target: str | None, prediction: str | None, input_: str | None,
     id_: str | None, delimiter: str | None, encoding: str | None, name: str | None, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute metrics for predictions that were made anywhere."""
-    from ..interface import RunResult
     from ..recipe.load import make_plugin
+    from ..report.spoken import translator
+    from ..results import RunResult
     from ..run.score_file import score_file
 
     chosen = make_plugin("evaluator", evaluator, options)
@@ -54,12 +55,13 @@ def score(
     if as_json:
         print_json({"run": str(scored.dir), "metrics": {n: m.to_dict() for n, m in metrics.items()}})
         return
+    translate = translator({})
     _print_metrics(metrics.values())
     for warning in scored.directory.record().warnings:
-        click.echo(visible(f"warning: {warning}"), err=True)
+        echo(tr("warning: {text}", text=translate(warning)), err=True)
     for caution in dict.fromkeys(m.caution for m in metrics.values() if m.caution):
-        click.echo(visible(f"note: {caution}"), err=True)
-    click.echo(f"run: {scored.dir}", err=True)
+        echo(tr("note: {text}", text=translate(caution)), err=True)
+    echo(tr("run: {path}", path=scored.dir), err=True)
 
 
 @click.command()
@@ -75,81 +77,48 @@ def score(
     metavar="SYSTEM.KEY=DOLLARS",
     help="A price to compute with: usd_per_hour of a machine, usd_per_1k predictions, train_usd.",
 )
+@click.option("--brief", is_flag=True, help="Write brief.html too: the result on one A4 page.")
+@options.verbose
+@options.lang
 @options.as_json
-def report(runs: tuple[str, ...], out: Path | None, anyway: bool, prices: tuple[str, ...], as_json: bool) -> None:
+def report(
+    runs: tuple[str, ...], out: Path | None, anyway: bool, prices: tuple[str, ...], brief: bool, verbose: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Write one report (html, md, json) for any runs that may be compared."""
-    from ..directory import RunDirectory
+    import contextlib
+
     from ..files import read_json
     from ..report import write_report
+    from ..run.manifest import REPORT_FILES, resealing
+    from ..run.pack import is_archive, opened
 
-    opened = [RunDirectory.open(r) for r in runs]
-    folder = out or (
-        opened[0].dir if len(opened) == 1 else opened[0].dir.parent / f"report-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
-    write_report(opened, folder, anyway, prices)
+    with contextlib.ExitStack() as stack:
+        directories = [stack.enter_context(opened(r)) for r in runs]
+        beside = directories[0].dir.parent if not is_archive(runs[0]) else Path(runs[0]).resolve().parent
+        many = beside / f"report-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = out or (directories[0].dir if len(runs) == 1 and not is_archive(runs[0]) else many)
+        wrong = stack.enter_context(resealing(folder, REPORT_FILES))
+        if wrong:
+            echo(f"warning: {folder} is not as it was sealed: {wrong[0]}; see ftkit verify", err=True)
+        write_report(directories, folder, anyway, prices, brief)
     if as_json:
         print_json({"report": str(folder), **read_json(folder / "report.json")})
     else:
-        print_report(folder)
-
-
-@click.command()
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
-@options.out
-@options.as_json
-def runs(folder: Path | None, out: Path, as_json: bool) -> None:
-    """List what was run in FOLDER (the same as --out FOLDER), with its headline numbers."""
-    from ..directory import list_runs
-
-    out = folder or out
-    rows = [_headlines(found) for found in list_runs(out)]
-    if as_json:
-        print_json({"runs": rows})
-        return
-    _print_runs(rows)
-    if not rows:
-        click.echo(f"no runs in {out}/", err=True)
+        print_report(folder, verbose)
 
 
 def _print_metrics(metrics: Iterable[Metric]) -> None:
-    """Print one metric a line, with its interval."""
+    """Print one metric a row, with its interval."""
+    rows = [[tr("metric"), tr("value"), tr("95 % interval"), "n"]]
+    notes = []
     for m in metrics:
-        interval = f"  [{metric_value(m.low, m.unit)}, {metric_value(m.high, m.unit)}]" if m.low is not None else ""
-        unscored = f", {m.n_unscored} unscored" if m.n_unscored else ""
-        inputs = f" ({m.n_inputs} different inputs)" if m.n_inputs is not None else ""
-        click.echo(visible(f"{m.name:<18} {metric_value(m.value, m.unit):>7}{interval}  n={m.n}{inputs}{unscored}"))
-
-
-def _headlines(run: RunDirectory) -> dict[str, Any]:
-    """Return what `ftkit runs` says of a run: its status, and the primary metric of each measurement."""
-    primary = {}
-    unreadable = []
-    for stage in run.measured():
-        try:
-            name = run.measurement(stage)["settings"].get("primary")
-            metrics = run.metrics(stage)
-        except (FtkitError, OSError, TypeError, AttributeError, KeyError):
-            unreadable.append(str(run.path(stage, "metrics.json")))
-            continue
-        if name in metrics:
-            primary[stage] = {"metric": name, "value": metrics[name].value, "unit": metrics[name].unit}
-    record = run.record()
-    return {
-        "run": str(run.dir),
-        "name": record.name,
-        "status": run.status(),
-        "started": record.started,
-        "metrics": primary,
-        "unreadable": unreadable,
-    }
-
-
-def _print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print one run a line: its folder, status and headline numbers."""
-    for row in rows:
-        headline = ", ".join(
-            f"{stage} {p['metric']} {metric_value(p['value'], p['unit'])}" for stage, p in row["metrics"].items()
-        )
-        click.echo(visible(f"{row['run']}  {row['status']}  {headline}"))
-        for path in row["unreadable"]:
-            click.echo(visible(f"cannot be read: {path}"), err=True)
+        scale = scale_for(m.unit, [m.value])
+        unit = f" {scale.unit}" if scale.unit == "%" else ""
+        rows.append([m.name + unit, scale.value(m.value), scale.interval(m.low, m.high) or NONE, count(m.n)])
+        about = [tr("{n} unscored", n=count(m.n_unscored))] if m.n_unscored else []
+        about += [tr("{n} different inputs", n=count(m.n_inputs))] if m.n_inputs is not None else []
+        notes += [tr("{title}: {text}", title=m.name, text=joined(about))] if about else []
+    echo_table(rows, elastic=(0,))
+    for note in notes:
+        echo(note)

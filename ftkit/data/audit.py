@@ -134,6 +134,35 @@ def audit_notes(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def audit_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return the audit in three lines: rows, what is odd about them, and how long they are in tokens."""
+    splits = report["splits"]
+    rows = ", ".join(f"{facts['rows']:,} {split}" for split, facts in splits.items())
+    odd = {
+        "also in train": sum(leak["rows"] for leak in report["leaks"].values()),
+        "repeated": sum(facts["repeats"] for facts in splits.values()),
+        "without input": sum(len(facts["empty_inputs"]) for facts in splits.values()),
+        "without target": sum(len(facts["empty_targets"]) for facts in splits.values()),
+    }
+    found = ", ".join(f"{n:,} {what}" for what, n in odd.items() if n)
+    return [f"rows: {rows}", f"of these: {found or 'none empty, repeated or leaked'}", f"tokens: {_lengths(report)}"]
+
+
+def _lengths(report: Mapping[str, Any]) -> str:
+    tokens = report.get("tokens", {})
+    if "not_checked" in tokens:
+        return f"not counted ({tokens['not_checked']})"
+    return "; ".join(
+        f"{split} {facts['median']:.0f} in the median, at most {facts['max']:,}"
+        + (
+            f", {counted(lost, 'row', 'rows')} cut"
+            if (lost := facts["lose_prompt_tokens"] + facts["lose_target_tokens"])
+            else ""
+        )
+        for split, facts in tokens.items()
+    )
+
+
 def scripts(texts: Iterable[str]) -> dict[str, float]:
     """Return the share of each writing system among the letters of `texts`, largest first."""
     counts: Counter[str] = Counter()

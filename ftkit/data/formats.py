@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..charsets import PEEK, SUPERSETS, conversion, is_iso2022_jp, likely
 from ..errors import InputError
 from ..text import counted, one_line
 
@@ -23,12 +24,9 @@ Row = Mapping[str, Any]
 _PLAIN = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 ENDINGS = (*_PLAIN, *(f"{ending}.gz" for ending in _PLAIN), ".parquet")
 _WRAPPERS = ("data", "rows", "examples", "records", "instances", "items")  # keys that hold all rows of a file
-_PEEK = 1 << 20  # bytes of a file that are looked at for its columns
 _GAP = re.compile(r"[\s,]*")  # between two rows of a JSON array
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
-# What is called Shift_JIS is, as on the web, what Windows writes: it also has ①, ㈱ and ～.
-_SUPERSETS = {"shift_jis": "cp932", "iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949"}
 csv.field_size_limit(1 << 30)
 
 
@@ -89,8 +87,8 @@ def _first_rows(path: Path, reading: Reading, count: int = 100) -> list[Row]:
     rows: list[Any] = []
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            data = file.read(_PEEK)
-        whole = len(data) < _PEEK
+            data = file.read(PEEK)
+        whole = len(data) < PEEK
         text = codecs.getincrementaldecoder(_codec(data, reading))().decode(data).removeprefix("\ufeff")
         ending = ending_of(path)
         if _is_table(ending):
@@ -125,9 +123,11 @@ def _read_text(path: Path, reading: Reading) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         called = (reading.encoding or "UTF-8") if name not in _BOMS.values() else name.upper().removesuffix("-SIG")
         byte = f"byte 0x{data[error.start]:02x}" if error.start < len(data) else "its end"
-        raise InputError(f"{path}:{line} is not {called} ({byte})", _encoding_hint(data, reading)) from None
+        raise InputError(f"{path}:{line} is not {called} ({byte})", _encoding_hint(path, data, reading)) from None
+    if is_iso2022_jp(data[:PEEK]) and not reading.encoding:
+        raise InputError(f"{path} is not UTF-8: it holds escape sequences", _encoding_hint(path, data, reading))
     if "\0" in text[:1000] and not reading.encoding:
-        raise InputError(f"{path} is not UTF-8: it looks like UTF-16", _encoding_hint(data, reading))
+        raise InputError(f"{path} is not UTF-8: it looks like UTF-16", _encoding_hint(path, data, reading))
     return text
 
 
@@ -137,25 +137,16 @@ def _codec(data: bytes, reading: Reading) -> str:
     if marked or not reading.encoding:
         return marked or "utf-8"
     name = codecs.lookup(reading.encoding).name
-    return _SUPERSETS.get(name, name)
+    return SUPERSETS.get(name, name)
 
 
-def _encoding_hint(data: bytes, reading: Reading) -> str:
-    head = data[:_PEEK]
-    odd, even = head[1::2].count(0), head[::2].count(0)
-    if odd or even:
-        found = "utf-16-le" if odd >= even else "utf-16-be"
-        return f"say that it is UTF-16: {reading.option.format('encoding', found)}"
-    for name in ("shift_jis", "euc_jp"):
-        try:
-            text = codecs.getincrementaldecoder(_SUPERSETS.get(name, name))().decode(head)
-        except UnicodeDecodeError:
-            continue
-        beyond = [char for char in text if char > "\x7f"]
-        if sum("ぁ" <= char <= "ヿ" for char in beyond) * 5 > len(beyond):  # kana: other text has none
-            return f"it looks like {name}: {reading.option.format('encoding', name)}"
+def _encoding_hint(path: Path, data: bytes, reading: Reading) -> str:
+    found = likely(data)
+    if found:
+        called = "UTF-16" if found.startswith("utf-16") else found
+        return f"it looks like {called}: {reading.option.format('encoding', found)}"
     how = reading.option.format("encoding", "cp1252")
-    return f"convert it (iconv -t utf-8), or say which encoding it has: {how}, or shift_jis, gb18030, ..."
+    return f"say which encoding it has: {how}, or shift_jis, euc_jp, gb18030, ...; or convert it: {conversion(str(path), None)}"
 
 
 # ---------------------------------------------------------------- tables

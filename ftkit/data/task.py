@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError, Problem, RecipeError
 from ..files import digest
@@ -65,12 +65,21 @@ def missing_columns(named: Sequence[tuple[str, str]], have: Mapping[str, set[str
 # ---------------------------------------------------------------- rows to examples
 
 
+class StoredRows(NamedTuple):
+    """The rows of an earlier run with their audit, in place of a recipe's source of rows (`dataset.given`)."""
+
+    task: Task
+    audit: dict[str, Any]
+
+
 def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
     """Read the recipe's data and return the Task and its audit (all but token lengths).
 
     Raises RecipeError with all that the recipe asks for and the data lack; InputError where there are no data.
     """
     dataset = recipe.dataset
+    if isinstance(dataset.given, StoredRows):
+        return dataset.given.task, dict(dataset.given.audit)
     rows, source, notes = read_rows(dataset)
     wanted = dict(dataset.splits)
     have = {split: {str(name) for row in part for name in row} for split, part in rows.items()}
@@ -84,6 +93,9 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
     problems += unfit
     if not problems and not cut.get("test"):
         problems.append(split_problem("test", "there are no test rows to measure on"))
+    if not problems and not cut.get(recipe.measure):
+        hint = "set dataset.splits.validation to a number of rows, such as 200"
+        problems.append(Problem("measure: there are no validation rows to measure on", key="measure", hint=hint))
     if problems:
         raise RecipeError([_placed(recipe, problem) for problem in problems])
     refused: dict[str, Refused] = {}
@@ -113,6 +125,8 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
         | {"notes": notes}
         | ({"dropped_from_train": dropped} if dataset.drop_leaked else {})
     )
+    if recipe.measure != "test":  # audited with the rest, and then out of reach
+        del splits["test"]
     task = Task(
         name=recipe.name,
         splits=splits,
@@ -120,6 +134,7 @@ def load_task(recipe: Recipe) -> tuple[Task, dict[str, Any]]:
         prompt_hash=digest(recipe.prompt.model_dump(mode="json")),
         source={**source, "splits": wanted, "notes": notes},
         generation=recipe.generation,
+        measured_split=recipe.measure,
     )
     return task, report
 
@@ -144,7 +159,7 @@ def _beside(example: Example) -> list[Any]:
     return [list(example.tools), calls] if example.tools or calls else []
 
 
-def _fields(recipe: Recipe, source: str, index: int, row: Row) -> tuple[str, dict[str, str]]:
+def fields_of(recipe: Recipe, source: str, index: int, row: Row) -> tuple[str, dict[str, str]]:
     """Return a row's input, and the columns that the prompt's template names, as text.
 
     Raises InputError for a value that is no text, with its place.
@@ -165,11 +180,30 @@ def _name(recipe: Recipe, row: Row) -> str:
     return "" if value is None else str(value)
 
 
+def named_rows(
+    recipe: Recipe, split: str, source: str, rows: Iterable[tuple[int, Row]]
+) -> Iterator[tuple[str, int, Row]]:
+    """Yield each row with its id and its place in `source`: ids name predictions, so that each is there once."""
+    columns = recipe.dataset.columns
+    seen: Counter[str] = Counter()
+    for index, row in rows:
+        key = columns.id or ("id" if "id" in row else None)
+        cell = Cell("dataset.columns.id", source, index + 1, key or "", _name(recipe, row))
+        name = text_of(row.get(key), cell) if key else ""
+        name = name or f"{split}-{index}"
+        original = name
+        while name in seen:  # ("a#2" may be another row's own)
+            seen[original] += 1
+            name = f"{original}#{seen[original]}"
+        seen[name] = 1
+        yield name, index, row
+
+
 def _data_text(recipe: Recipe, source: str, index: int, row: Row) -> str:
     """Return what counts as a row's input, whatever words the prompt puts around it, and in whatever order."""
     if holds_chats(recipe.dataset):
         return row_text(recipe.dataset, row)
-    input, named = _fields(recipe, source, index, row)
+    input, named = fields_of(recipe, source, index, row)
     columns = recipe.dataset.columns
     if columns.input and recipe.prompt.reads_input:
         named[columns.input] = input
@@ -181,21 +215,12 @@ def _examples(
 ) -> tuple[Example, ...]:
     """Return the examples of a split, whose rows are some of those of `source`; faulty chats go to `refused`."""
     columns, prompt = recipe.dataset.columns, recipe.prompt
-    seen: Counter[str] = Counter()
     examples = []
-    for index, row in rows:
+    for name, index, row in named_rows(recipe, split, source, rows):
 
         def cell(key: str, column: str, index: int = index, row: Row = row) -> Cell:
             return Cell(f"dataset.columns.{key}", source, index + 1, column, _name(recipe, row))
 
-        key = columns.id or ("id" if "id" in row else None)
-        name = text_of(row.get(key), cell("id", key)) if key else ""
-        name = name or f"{split}-{index}"
-        original = name
-        while name in seen:  # ids name predictions: they must be unique ("a#2" may be another row's own)
-            seen[original] += 1
-            name = f"{original}#{seen[original]}"
-        seen[name] = 1
         meta = {column: kept(row.get(column), cell(f"meta.{i}", column)) for i, column in enumerate(columns.meta)}
         targets: tuple[str, ...] | None = None  # of a chat: its last turn
         if columns.targets:
@@ -210,7 +235,7 @@ def _examples(
                 continue
             examples.append(replace(example, id=name, meta=meta))
             continue
-        text, named = _fields(recipe, source, index, row)
+        text, named = fields_of(recipe, source, index, row)
         messages = [Message("user", prompt.render(text, named))]
         text = messages[0].content if named else text
         if prompt.system:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -374,9 +375,27 @@ class Prompt(Options):
 
 
 def _name(value: str) -> str:
-    if not re.fullmatch(r"\w[\w.+-]{0,79}", value):
+    # A mark (M) is part of the letter before it: Hindi and Thai cannot be written without.
+    known = all(c in "._+-" or unicodedata.category(c)[0] in "LMN" for c in value)
+    if not known or not re.match(r"\w", value) or len(value) > 80:
         raise ValueError("a name is up to 80 letters, digits and . _ + - (it becomes part of a folder's name)")
     return value
+
+
+class ExportKeys(Options):
+    """What `ftkit export RUN` writes where it is given no options. It is checked before training."""
+
+    merge: bool = Field(False, description="add the adapter to the weights of its base model")
+    base: Literal["trained", "original"] = Field(
+        "trained", description="weights to merge into: those of training, or those that the base is published with"
+    )
+    gguf: Literal["q8_0", "q4_k_m"] | None = Field(None, description="quantisation of a GGUF file; none by default")
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> ExportKeys:
+        if self.base == "original" and not (self.merge or self.gguf):
+            raise ValueError("`base` says what an adapter is merged into: write `merge: true` or `gguf` beside it")
+        return self
 
 
 class RecipeKeys(Options):
@@ -385,6 +404,11 @@ class RecipeKeys(Options):
     name: Annotated[str, AfterValidator(_name)] = Field(description="what the run is called")
     note: str | None = Field(None, description="a sentence that the report shows, such as what the numbers stand for")
     seed: int = Field(42, ge=0, lt=2**32, description="seed of the training; never changes which rows are measured")
+    measure: Literal["test", "validation"] = Field(
+        "test",
+        description="split that base and tuned model are measured on; validation, to choose settings: then the run "
+        "keeps no test rows",
+    )
     dataset: DatasetKeys = Field(description="where the rows come from")
     prompt: Prompt = Field(
         default_factory=partial(Prompt.model_validate, {}), description="the text put around each input"
@@ -396,6 +420,9 @@ class RecipeKeys(Options):
     evaluator: Any = Field(description="what scores the answers: NAME, {plugin: NAME, its options}, or a list of them")
     controls: Any = Field(None, description="further backends whose base model is measured on the same rows")
     tracking: Any = Field(None, description="trackers that watch the run")
+    export: ExportKeys | None = Field(
+        None, description="what `ftkit export` writes of the run; checked before training, so that nothing is missing"
+    )
     renamed: ClassVar[Mapping[str, str]] = {
         "evaluators": "evaluator",
         "metrics": "evaluator",

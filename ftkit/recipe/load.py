@@ -18,10 +18,11 @@ from pydantic import BaseModel
 from ..api import Plugin
 from ..errors import FtkitError, InputError, Problem, RecipeError
 from ..plugins import Plugins, installed_plugins
-from ..records import GenerationConfig
+from ..records import ExportRequest, GenerationConfig
 from . import yaml as yaml_source
 from .given import take_rows
 from .keys import LOADER, DatasetConfig, DatasetKeys, Prompt, RecipeKeys
+from .lookalikes import with_lookalikes
 from .paths import absolute_path
 from .validate import field_names, validate
 from .yaml import SET, KeyPath, Node, Unreadable, read_file, read_override, read_value
@@ -75,7 +76,9 @@ class Recipe:
     evaluators: tuple[PluginRef, ...]
     controls: tuple[PluginRef, ...] = ()
     tracking: tuple[PluginRef, ...] = ()
+    export: ExportRequest | None = None
     note: str | None = None
+    measure: str = "test"  # the split that is measured, or validation
     source: Path | None = field(default=None, compare=False)
     notes: list[str] = field(default_factory=list, compare=False)
     raw: dict[str, Any] = field(default_factory=dict, compare=False)  # merged, as written; local paths absolute
@@ -97,6 +100,7 @@ class Recipe:
             "name": self.name,
             "note": self.note,
             "seed": self.seed,
+            "measure": self.measure,
             "dataset": dataset,
             "prompt": self.prompt.model_dump(mode="json"),
             "backend": self.backend.to_dict(),
@@ -104,13 +108,17 @@ class Recipe:
             "evaluator": evaluators[0] if len(evaluators) == 1 else evaluators,
             "controls": [ref.to_dict() for ref in self.controls],
             "tracking": [ref.to_dict() for ref in self.tracking],
+            **({"export": self.export.to_dict()} if self.export else {}),
         }
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that stands alone: running it again is the same run."""
-        return "# Resolved by ftkit: nothing is inherited, every default is written out.\n" + yaml_source.write(
-            self.to_dict()
-        )
+        return self.written(self.to_dict())
+
+    @staticmethod
+    def written(data: Mapping[str, Any]) -> str:
+        """Return what `to_dict` gives as YAML."""
+        return "# Resolved by ftkit: nothing is inherited, every default is written out.\n" + yaml_source.write(data)
 
 
 def load_recipe(
@@ -132,13 +140,14 @@ def load_recipe(
     try:
         root = loader.merged(source, overrides)
     except Unreadable as error:
-        raise RecipeError([*loader.problems, error.problem]) from None
+        raise RecipeError(with_lookalikes([*loader.problems, error.problem])) from None
     path = None if isinstance(source, Mapping) else Path(source).absolute()
     recipe = loader.checked(root, path)
     for check in checks:
         loader.problems += check(root, loader.problems)
     if recipe is None or loader.problems:
-        raise RecipeError(sorted(loader.problems, key=lambda p: (p.file or "", p.line or 0, p.column or 0)))
+        ordered = sorted(loader.problems, key=lambda p: (p.file or "", p.line or 0, p.column or 0))
+        raise RecipeError(with_lookalikes(ordered))
     return recipe
 
 
@@ -266,6 +275,7 @@ class _Loader:
             name=keys.name,
             note=keys.note,
             seed=keys.seed,
+            measure=keys.measure,
             dataset=DatasetConfig.model_construct(**dict(keys.dataset), loader=loader, given=self.given),
             prompt=keys.prompt,
             generation=keys.generation,
@@ -273,6 +283,7 @@ class _Loader:
             evaluators=evaluators,
             controls=controls,
             tracking=tracking,
+            export=ExportRequest(**dict(keys.export)) if keys.export else None,
             source=source,
             notes=self.notes,
             raw=raw,

@@ -149,6 +149,10 @@ def _unknown_key(model: type[BaseModel] | None, node: Node, path: KeyPath, also:
     renamed: Mapping[str, str] = getattr(model, "renamed", {})
     # On the command line a key is written whole, and so is the one that was meant.
     above = "".join(f"{part}." for part in path[:-1]) if node.file == SET else ""
+    refused: Mapping[str, tuple[str, str]] = getattr(model, "refused", {})
+    if key in refused:
+        why, fix = refused[key]
+        return node.problem(f"`{key}`: {why}", path, fix)
     if key in renamed:
         return node.problem(f"`{key}`: in ftkit this is `{above}{renamed[key]}`", path)
     known = [*(field_names(model) if model else ()), *also]

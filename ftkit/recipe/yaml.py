@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..charsets import conversion, likely
 from ..errors import Problem
 from ..text import MAX_KEY, printable, quoted
 
@@ -130,6 +131,18 @@ def read_file(path: str, problems: list[Problem]) -> Node:
     return read_text(_decode(data, here), path, problems)
 
 
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a recipe as the parser counts them; none where the file cannot be read."""
+    try:
+        if not os.path.isfile(path) or os.path.getsize(path) > MAX_BYTES:
+            return []
+        with open(path, "rb") as file:
+            text = _decode(file.read(MAX_BYTES), Node(None, path))
+    except (OSError, ValueError, Unreadable):
+        return []
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def nearest_file(path: str) -> str | None:
     folder = os.path.dirname(path) or "."
     with contextlib.suppress(OSError, ValueError):
@@ -148,7 +161,10 @@ def _decode(data: bytes, here: Node) -> str:
     except UnicodeDecodeError as error:
         place = replace(here, line=data.count(b"\n", 0, error.start) + 1)
         message = f"not {encoding.upper()} text: byte 0x{data[error.start]:02x} cannot be read"
-        raise Unreadable(place.problem(message, hint="save the file as UTF-8")) from None
+        found = likely(data)
+        looks = f"it looks like {found}; " if found else ""
+        hint = f"{looks}save the file as UTF-8: {conversion(str(here.file), found)}"
+        raise Unreadable(place.problem(message, hint=hint)) from None
 
 
 def read_text(text: str, file: str | None, problems: list[Problem]) -> Node:
@@ -158,7 +174,7 @@ def read_text(text: str, file: str | None, problems: list[Problem]) -> Node:
     if bad:
         line = text.count("\n", 0, bad.start()) + 1
         column = bad.start() - text.rfind("\n", 0, bad.start())
-        hint = "save the file as UTF-8" if bad.group() == "\0" else None
+        hint = "save the file as UTF-8" if bad.group() in "\0\x1b" else None
         message = f"the character U+{ord(bad.group()):04X} cannot stand in a recipe"
         raise Unreadable(Node(None, file, line, column).problem(message, hint=hint))
     return _Builder(text, file, problems).document()
@@ -269,6 +285,8 @@ def _text(text: str, place: Node, problems: list[Problem]) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:  # "\\ud800" is legal YAML, and yet no text
+        with contextlib.suppress(UnicodeError):  # JSON writes one character of a higher plane as two of them
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         problems.append(place.problem("a lone surrogate is not text", hint="write the character itself"))
         return ""
     return text
@@ -334,7 +352,10 @@ def read_override(text: str, problems: list[Problem]) -> tuple[list[str], Node]:
     keys, equals, value = text.partition("=")
     if not equals or not all(keys.split(".")):
         message = f"{quoted(text)} is not KEY=VALUE"
-        raise Unreadable(place.problem(message, hint="such as --set backend.learning_rate=2e-4"))
+        hint = (
+            "write the ASCII `=`, not a full-width `＝`" if "＝" in text else "such as --set backend.learning_rate=2e-4"
+        )
+        raise Unreadable(place.problem(message, hint=hint))
     value = value.strip()
     if not value.startswith(("[", "{", '"', "'")):
         if _UNREADABLE.search(value):

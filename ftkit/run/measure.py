@@ -7,17 +7,18 @@ resume and of retry.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..api import Backend, Session
 from ..batches import plan
 from ..directory import RunDirectory, list_runs
 from ..errors import RunFailed
-from ..files import Journal, digest, publish, read_json, read_jsonl, write_json, write_jsonl
+from ..files import Journal, digest, file_digest, publish, read_json, read_jsonl, write_json, write_jsonl
 from ..plugins import installed_plugins
 from ..records import Example, GenerationConfig, Measurement, Metric, ModelRef, Prediction, Score
 from ..score import merge_scores, score_all, settings_of
@@ -27,6 +28,8 @@ N = TypeVar("N", int, float)
 _PREDICTION_FILES = (
     "predictions.jsonl", "timings.jsonl", "losses.jsonl", "plan.json", "key.json", "cost.json", "examples.jsonl",
 )  # fmt: skip
+# What metrics.json names by content: the metrics are those of these files and of no others.
+_SCORED_FILES = ("predictions.jsonl", "losses.jsonl", "examples.jsonl", "scores.jsonl")
 Progress = Callable[[str, int, int, float], None]  # what, done, total, seconds
 
 
@@ -35,11 +38,11 @@ def measure_all(
     backend: Backend,
     measurements: Sequence[Measurement],
     progress: Progress,
-    control: bool = False,
+    role: str | None = None,
 ) -> dict[str, Any]:
     """Measure what is not yet measured; each model is loaded once. Returns the sessions' `stats`.
 
-    `control` says that `backend` is one of the recipe's controls.
+    `role` is theirs in a report: None for those of the recipe's own backend (see `_role`).
     """
     stats: dict[str, Any] = {}
     models: list[ModelRef] = []
@@ -60,7 +63,7 @@ def measure_all(
         for measurement in group:
             for journal in ("predictions.journal", "losses.journal"):  # what they held is sealed
                 run.path(measurement.name, journal).unlink(missing_ok=True)
-            score(run, backend, measurement, "control" if control else _role(measurement))
+            score(run, backend, measurement, role or _role(measurement))
     return stats
 
 
@@ -77,7 +80,11 @@ def _is_sealed(run: RunDirectory, measurement: Measurement) -> bool:
 
 
 def examples_of(run: RunDirectory, measurement: Measurement) -> Sequence[Example]:
-    return measurement.examples if measurement.examples is not None else run.task.splits[measurement.split]
+    return measurement.examples if measurement.examples is not None else run.task.splits[split_of(run, measurement)]
+
+
+def split_of(run: RunDirectory, measurement: Measurement) -> str:
+    return measurement.split or run.task.measured_split
 
 
 def key_of(run: RunDirectory, backend: Backend, measurement: Measurement) -> dict[str, Any]:
@@ -86,14 +93,15 @@ def key_of(run: RunDirectory, backend: Backend, measurement: Measurement) -> dic
     source = installed_plugins().find("backend", backend.name).source
     return {
         "plugin": f"{backend.name} of {source.distribution} {source.version}",
-        "identity": backend.identity(measurement.model, run),
-        "prompts": digest([_prompt(e) for e in examples]),
+        "identity": run.portable(backend.identity(measurement.model, run)),
+        "prompts": digest([prompt_of(e) for e in examples]),
         "generation": (measurement.generation or run.recipe.generation).to_dict(),
         "plan": digest(plan(examples, backend.eval_batch_size)),
     }
 
 
-def _prompt(example: Example) -> list[Any]:
+def prompt_of(example: Example) -> list[Any]:
+    """Return what a model is asked, as key.json hashes it."""
     return [example.id, [m.asked() for m in example.messages], *([list(example.tools)] if example.tools else [])]
 
 
@@ -107,12 +115,73 @@ def generate(
     plan_path = run.path(name, "plan.json")
     if not plan_path.exists():
         write_json(plan_path, plan(list(examples.values()), backend.eval_batch_size))
-    batches: list[list[str]] = read_json(plan_path)
+    answered = answer(
+        session,
+        examples,
+        read_json(plan_path),
+        generation,
+        Journal(run.path(name, "predictions.journal")),
+        name,
+        progress,
+    )
+    ordered, seconds = answered.predictions, answered.seconds
+    stats = session.stats()
+    usd = _sum(p.usd for p in ordered)
+    if usd is None and stats.get("usd_per_hour") is not None:
+        usd = seconds * stats["usd_per_hour"] / 3600
+    write_json(
+        run.path(name, "cost.json"),
+        {
+            **stats,  # first: of the whole session, so that it cannot stand in for this measurement's sums
+            "seconds": round(seconds, 3),
+            "tokens_in": _sum(p.tokens_in for p in ordered),
+            "tokens_out": _sum(p.tokens_out for p in ordered),
+            "usd": usd,
+            "n_predictions": len(ordered),
+            "n_failed": sum(p.error is not None for p in ordered),
+            "n_length_limit": sum(p.finish_reason == "length" for p in ordered),
+            "truncated_prompts": answered.truncated_prompts,
+        },
+    )
+    if measurement.examples is not None:  # this measurement's own rows: re-scoring needs them
+        write_jsonl(run.path(name, "examples.jsonl"), (e.to_dict() for e in measurement.examples))
+    write_json(run.path(name, "key.json"), key_of(run, backend, measurement))
+    # How long an answer took is no part of it: two runs that answer alike have predictions alike to the byte.
+    write_jsonl(
+        run.path(name, "timings.jsonl"),
+        ({"example_id": p.example_id, "sample": p.sample, "latency": p.latency} for p in ordered),
+    )
+    write_jsonl(run.path(name, "predictions.jsonl"), (_without_latency(p) for p in ordered))
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """The answers to planned batches, in the order of the examples; seconds, and prompts that were truncated."""
+
+    predictions: list[Prediction]
+    seconds: float
+    truncated_prompts: int
+
+
+def answer(
+    session: Session,
+    examples: Mapping[str, Example],
+    batches: Sequence[Sequence[str]],
+    generation: GenerationConfig,
+    journal: Journal,
+    name: str,
+    progress: Progress,
+) -> Answered:
+    """Answer planned batches (of ids of `examples`), continuing after the last finished batch in the journal.
+
+    What failed is retried once. Raises RunFailed where the session does not answer what was planned.
+    """
     batch_of = {example_id: i for i, batch in enumerate(batches) for example_id in batch}
-    journal = Journal(run.path(name, "predictions.journal"))
     done: dict[int, list[Prediction]] = {}
     seconds, truncated, truncated_before = 0.0, 0, _truncated_prompts(session)
     for row in journal:
+        if "batch" not in row:  # what the journal is of
+            continue
         done[row["batch"]] = [Prediction.from_dict(p) for p in row["predictions"]]
         seconds += row["seconds"]
         truncated += row.get("truncated_prompts", 0)
@@ -143,33 +212,7 @@ def generate(
         for p in predictions:
             by_id.setdefault(p.example_id, []).append(p)
     ordered = [p for example_id in examples for p in sorted(by_id[example_id], key=lambda p: p.sample)]
-    stats = session.stats()
-    usd = _sum(p.usd for p in ordered)
-    if usd is None and stats.get("usd_per_hour") is not None:
-        usd = seconds * stats["usd_per_hour"] / 3600
-    write_json(
-        run.path(name, "cost.json"),
-        {
-            **stats,  # first: of the whole session, so that it cannot stand in for this measurement's sums
-            "seconds": round(seconds, 3),
-            "tokens_in": _sum(p.tokens_in for p in ordered),
-            "tokens_out": _sum(p.tokens_out for p in ordered),
-            "usd": usd,
-            "n_predictions": len(ordered),
-            "n_failed": sum(p.error is not None for p in ordered),
-            "n_length_limit": sum(p.finish_reason == "length" for p in ordered),
-            "truncated_prompts": truncated,
-        },
-    )
-    if measurement.examples is not None:  # this measurement's own rows: re-scoring needs them
-        write_jsonl(run.path(name, "examples.jsonl"), (e.to_dict() for e in measurement.examples))
-    write_json(run.path(name, "key.json"), key_of(run, backend, measurement))
-    # How long an answer took is no part of it: two runs that answer alike have predictions alike to the byte.
-    write_jsonl(
-        run.path(name, "timings.jsonl"),
-        ({"example_id": p.example_id, "sample": p.sample, "latency": p.latency} for p in ordered),
-    )
-    write_jsonl(run.path(name, "predictions.jsonl"), (_without_latency(p) for p in ordered))
+    return Answered(ordered, seconds, truncated)
 
 
 def losses(run: RunDirectory, backend: Backend, session: Session, measurement: Measurement, progress: Progress) -> None:
@@ -204,10 +247,13 @@ def _truncated_prompts(session: Session) -> int:
 
 
 def _check_batch(
-    predictions: list[Prediction], batches: list[list[str]], batch_of: dict[str, int], generation: GenerationConfig
+    predictions: list[Prediction],
+    batches: Sequence[Sequence[str]],
+    batch_of: Mapping[str, int],
+    generation: GenerationConfig,
 ) -> None:
     ids = [p.example_id for p in predictions]
-    batch = batches[batch_of[ids[0]]] if ids and ids[0] in batch_of else []
+    batch = list(batches[batch_of[ids[0]]]) if ids and ids[0] in batch_of else []
     if sorted(ids) != sorted(batch * generation.samples):
         raise RunFailed("the backend answered something other than a planned batch", f"it answered: {ids[:5]}")
 
@@ -225,7 +271,7 @@ def score(run: RunDirectory, backend: Backend, measurement: Measurement, role: s
     examples = examples_of(run, measurement)
     scores, metrics = score_all(evaluators, examples, run.predictions(name))
     if measurement.loss:
-        scores, metrics = _with_losses(run, name, scores, metrics)
+        scores, metrics = with_losses(run, name, scores, metrics)
     write_jsonl(run.path(name, "scores.jsonl"), (s.to_dict() for s in scores))
     cost_path = run.path(name, "cost.json")
     generation = measurement.generation or run.recipe.generation
@@ -233,23 +279,24 @@ def score(run: RunDirectory, backend: Backend, measurement: Measurement, role: s
         name,
         metrics,
         settings={
-            "rows": run.task.fingerprints[measurement.split]
+            "rows": run.task.fingerprints[split_of(run, measurement)]
             if measurement.examples is None
             else digest([e.id for e in examples]),
-            "split": measurement.split,
+            "split": split_of(run, measurement),
             "prompt": run.task.prompt_hash if measurement.examples is None else digest([e.to_dict() for e in examples]),
             "generation": generation.to_dict(),
-            "evaluators": settings_of(evaluators),
+            "evaluators": run.portable(settings_of(evaluators)),
             "primary": evaluators[0].primary,
         },
         backend=backend.name,
         model=measurement.model.to_dict(),
         role=role,
         cost=read_json(cost_path) if cost_path.exists() else {},
+        sha256={file: file_digest(run.path(name, file)) for file in _SCORED_FILES if run.path(name, file).exists()},
     )
 
 
-def _with_losses(
+def with_losses(
     run: RunDirectory, name: str, scores: list[Score], metrics: list[Metric]
 ) -> tuple[list[Score], list[Metric]]:
     """Add the loss to each example's values, and its mean to the metrics."""

@@ -6,7 +6,6 @@ Nothing is spent here, and a directory exists only when everything was right: it
 from __future__ import annotations
 
 import errno
-import hashlib
 import shutil
 import tempfile
 import time
@@ -19,16 +18,24 @@ from ..api import Backend
 from ..console import Console
 from ..data.audit import audit_notes, audit_warnings, empty_targets
 from ..data.task import load_task
-from ..directory import RunDirectory, utc_now
-from ..errors import FtkitError, InputError, Problem, RecipeError, RunFailed
+from ..directory import RunDirectory, new_name, utc_now
+from ..errors import FtkitError, Problem, RecipeError, RunFailed
 from ..files import digest, write_atomic, write_json
 from ..hub import forget_commits
+from ..lang import tr, word
 from ..recipe.load import PluginRef, Recipe
-from ..records import Finding, GenerationConfig, LengthLimit, Rendered, RunRecord, StageRecord, Task
-from ..text import dollars, duration
-from .lock import lock, recorded_environment
+from ..recipe.lookalikes import with_lookalikes
+from ..records import Finding, GenerationConfig, LengthLimit, Machine, Rendered, RunRecord, StageRecord, Task
+from ..text import duration
+from .elsewhere import ESTIMATE, HERE, launch_estimate
+from .exportable import export_findings
+from .lock import lock_of, recorded_environment
+from .prices import confirm_price
 from .signals import StopSignals, interrupted
 from .trial import try_evaluators
+from .used import keep_files, reopened
+
+_TOLD = 100  # rows between two messages on how many were looked at
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,20 @@ class Preflight:
 def problems_of(recipe: Recipe, findings: Sequence[Finding]) -> list[Problem]:
     """Return findings with the file, line and column of the recipe key that they speak of."""
     places = [recipe.position(f.key) if f.key else (None, None, None) for f in findings]
-    return [Problem(f.message, *place, f.key, f.hint, f.level) for f, place in zip(findings, places, strict=True)]
+    found = [Problem(f.message, *place, f.key, f.hint, f.level) for f, place in zip(findings, places, strict=True)]
+    return with_lookalikes(found)
 
 
-def preflight(recipe: Recipe) -> Preflight:
-    """Read the data, audit it, and ask every plugin of the recipe whether it could work. Spends nothing."""
+def preflight(recipe: Recipe, console: Console | None = None, machine: Machine | None = None) -> Preflight:
+    """Read the data, audit it, and ask every plugin of the recipe whether it could work. Spends nothing.
+
+    `console` shows what is going on. `machine` is the one to answer for; None is this one.
+    """
+    console = console or Console(silent=True)
     findings: list[Finding] = [Finding("note", note) for note in recipe.notes]
     task: Task | None = None
     report: dict[str, Any] = {}
+    console.phase(tr("reading the data"))
     try:
         task, report = load_task(recipe)
     except RecipeError as error:
@@ -81,34 +94,62 @@ def preflight(recipe: Recipe) -> Preflight:
         columns = recipe.dataset.columns
         named = next((k for k in ("targets", "target", "messages") if getattr(columns, k)), "target")
         findings += empty_targets(report, f"dataset.columns.{named}", recipe.dataset.allow_empty_targets)
-    findings += _checked(recipe.backend, task, trains=True)
+    console.phase(tr("checking model and options"))
+    findings += _checked(recipe.backend, task, True, machine)
     for ref in recipe.controls:
-        findings += _checked(ref, task, trains=False)
+        findings += _checked(ref, task, False, machine)
     findings += [f for ref in (recipe.backend, *recipe.controls) for f in unsupported_settings(ref, recipe.generation)]
     findings += _settings_without_effect(recipe.generation)
+    findings += _export_findings(recipe)
+    console.phase(tr("trying the evaluators"))
     findings += try_evaluators(recipe, task)
     if task is not None:
-        findings += _audit_tokens(recipe.backend, task, report, [f for f in findings if f.level == "error"])
-    controls = [{"control": ref.name, **_estimated(ref, task, trains=False)} for ref in recipe.controls]
-    return Preflight(task, report, findings, _estimated(recipe.backend, task, trains=True), controls)
+        errors = [f for f in findings if f.level == "error"]
+        findings += _audit_tokens(recipe.backend, task, report, errors, console)
+    console.phase(tr("estimating"))
+    controls = [{"control": ref.name, **_estimated(ref, task, False, machine)} for ref in recipe.controls]
+    return Preflight(task, report, findings, _estimated(recipe.backend, task, True, machine), controls)
 
 
-def _estimated(ref: PluginRef, task: Task | None, trains: bool) -> dict[str, Any]:
+def _backend(ref: PluginRef, machine: Machine | None) -> Backend:
+    backend: Backend = ref.make()
+    if machine is not None:
+        backend.machine = machine
+    return backend
+
+
+def _estimated(ref: PluginRef, task: Task | None, trains: bool, machine: Machine | None) -> dict[str, Any]:
     try:
-        return dict(ref.make().estimate(task, trains=trains))
+        return dict(_backend(ref, machine).estimate(task, trains=trains))
     except Exception as error:  # an estimate that fails must not stop a run
         return {"not_estimated": f"{type(error).__name__}: {error}"}
 
 
-def _checked(ref: PluginRef, task: Task | None, trains: bool) -> list[Finding]:
+def _checked(ref: PluginRef, task: Task | None, trains: bool, machine: Machine | None) -> list[Finding]:
     key = "backend.plugin" if trains else "controls"
     try:
-        return list(ref.make().check(task, trains=trains))
+        return list(_backend(ref, machine).check(task, trains=trains))
     except FtkitError as error:
         return [Finding("error", error.message, error.hint, key)]
     except Exception as error:  # a defect of a third-party plugin is a finding, not a crash
         message = f"{ref.kind} {ref.name!r}: check() raised {type(error).__name__}: {error}"
         return [Finding("error", message, key=key)]
+
+
+def _export_findings(recipe: Recipe) -> list[Finding]:
+    """Return what keeps the export that the recipe asks for from being made: a missing program, say."""
+    if recipe.export is None:
+        return []
+    try:
+        found = list(export_findings(recipe.backend.make(), recipe.export, None))
+    except FtkitError as error:
+        return [Finding("error", error.message, error.hint, "export")]
+    except Exception as error:  # a defect of a third-party plugin
+        name = recipe.backend.name
+        return [
+            Finding("error", f"backend {name!r}: check_export() raised {type(error).__name__}: {error}", key="export")
+        ]
+    return [replace(f, key=f.key or "export") for f in found]
 
 
 def unsupported_settings(ref: PluginRef, generation: GenerationConfig) -> list[Finding]:
@@ -144,11 +185,13 @@ def _changed(generation: GenerationConfig) -> list[str]:
     return [name for name, value in generation.to_dict().items() if value != defaults[name]]
 
 
-def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], errors: Sequence[Finding]) -> list[Finding]:
+def _audit_tokens(
+    ref: PluginRef, task: Task, report: dict[str, Any], errors: Sequence[Finding], console: Console
+) -> list[Finding]:
     """Add token lengths to the audit, or why they could not be had; `errors`: what is known to stop the run already."""
     try:
         backend = ref.make()
-        report["tokens"] = token_lengths(backend, task)
+        report["tokens"] = token_lengths(backend, task, console)
         return _token_findings(report["tokens"], backend.length_limit)
     except FtkitError as error:
         why, finding = error.message, Finding("error", error.message, error.hint, "backend")
@@ -164,7 +207,7 @@ def _audit_tokens(ref: PluginRef, task: Task, report: dict[str, Any], errors: Se
     return [Finding("note", f"not checked: token lengths ({reason})")]
 
 
-def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
+def token_lengths(backend: Any, task: Task, console: Console | None = None) -> dict[str, Any]:
     """Return per split median, p95 and max length in tokens, and how many examples lose tokens to the limit.
 
     Every example is rendered as training sees it: prompt and first target. `without_loss` counts examples whose
@@ -174,12 +217,16 @@ def token_lengths(backend: Any, task: Task) -> dict[str, Any]:
     import numpy as np
 
     lengths: dict[str, Any] = {}
+    console = console or Console(silent=True)
+    console.phase(tr("loading the tokenizer"))
     try:
         for split, examples in task.splits.items():
             sizes: list[int] = []
             lose_prompt = lose_target = without_loss = 0
             faults: dict[str, dict[str, Any]] = {}
-            for rendered in backend.render(examples):
+            for number, rendered in enumerate(backend.render(examples)):
+                if number % _TOLD == 0:
+                    console.progress(tr("counting the tokens of {split}", split=word(split)), number, len(examples))
                 prompt, target = rendered.truncated
                 sizes.append(len(rendered.ids) + prompt + target)
                 lose_prompt += prompt > 0
@@ -253,33 +300,6 @@ def _token_findings(lengths: dict[str, Any], limit: LengthLimit | None) -> list[
     return findings
 
 
-# ---------------------------------------------------------------- the price
-
-
-def confirm_price(estimates: Sequence[dict[str, Any]], console: Console, yes: bool) -> None:
-    """Show what runs are estimated to cost, and ask before any of it is spent. Raises InputError on a no."""
-    priced = [e for e in estimates if (e.get("usd") or 0) > 0]
-    unknown = [e for e in estimates if e.get("paid") and e.get("usd") is None]
-    for estimate in priced:
-        price = f"{_of_control(estimate)}{dollars(estimate['usd'])}"
-        console.say(f"  estimated price: {price}. {estimate.get('usd_detail', '')}".rstrip())
-    for estimate in unknown:
-        why = f"{_of_control(estimate)}{estimate.get('not_estimated', 'the backend does not say why')}"
-        console.say(f"  the price is not known: {why}")
-    amounts = [f"about {dollars(sum(e['usd'] for e in priced))}"] if priced else []
-    amounts += ["an amount that is not known"] if unknown else []
-    if not amounts or yes or console.confirm(f"Spend {' and '.join(amounts)}?"):
-        return
-    raise InputError(
-        f"not started: it would cost {' and '.join(amounts)}, and that was not confirmed; nothing was spent",
-        "confirm with --yes (in Python: yes=True)",
-    )
-
-
-def _of_control(estimate: dict[str, Any]) -> str:
-    return f"control {estimate['control']}, " if "control" in estimate else ""
-
-
 # ---------------------------------------------------------------- the directory
 
 
@@ -290,21 +310,24 @@ def prepare(
     reuse: bool = True,
     yes: bool = False,
     where: str | None = None,
+    later: Sequence[dict[str, Any]] = (),
 ) -> list[RunDirectory]:
     """Return one prepared run directory under `out` for each recipe: all of them, or none.
 
     `reuse` allows copying the baseline's predictions from another run in `out` that has the same key; `yes` spends
-    the estimated price without asking; `where` names the launcher that is to execute the runs. Raises RecipeError
+    the estimated price without asking; `where` names the launcher that is to execute the runs; `later` are estimates of
+    what follows these runs, confirmed with them. Raises RecipeError
     with the mistakes of all recipes, InputError where the price was not confirmed.
     """
     forget_commits()
+    group = new_name("group") if len(recipes) > 1 else None
     with StopSignals(), tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "debug.log")
         runs: list[RunDirectory] = []
         try:
             with console.quiet(log):
                 environments = [recorded_environment(recipe) for recipe in recipes]  # before libraries set some
-                checked = _preflights(recipes, console)
+                checked = preflights(recipes, console, elsewhere=where not in (None, HERE))
                 problems = [
                     problem
                     for recipe, (found, _) in zip(recipes, checked, strict=True)
@@ -313,15 +336,20 @@ def prepare(
                 problems = list(dict.fromkeys(problems))  # of several seeds, once
                 if problems:
                     raise RecipeError(problems)
-                confirm_price([e for found, _ in checked for e in found.estimates], console, yes)
-                for recipe, (found, stage), environment in zip(recipes, checked, environments, strict=True):
+                launches = [launch_estimate(where, found.estimates) for found, _ in checked]
+                estimates = [*(e for found, _ in checked for e in found.estimates), *later]
+                confirm_price([*estimates, *filter(None, launches)], console, yes)
+                for recipe, (found, stage), environment, launch in zip(
+                    recipes, checked, environments, launches, strict=True
+                ):
                     runs.append(RunDirectory.create(out, recipe.name))
-                    _write(runs[-1], recipe, found, environment)
+                    _write(runs[-1], recipe, found, environment, launch)
                     shutil.copyfile(log, runs[-1].path("debug.log"))
-                    record = RunRecord(runs[-1].id, recipe.name, "prepared", stage.started, reuse=reuse, where=where)
-                    runs[-1].save_record(
-                        replace(record, stages=(stage,), warnings=tuple(dict.fromkeys(found.warnings)))
+                    record = RunRecord(
+                        runs[-1].id, recipe.name, "prepared", stage.started, reuse=reuse, where=where, mark=runs[-1].id
                     )
+                    warnings = tuple(dict.fromkeys(found.warnings))
+                    runs[-1].save_record(replace(record, stages=(stage,), warnings=warnings, group=group))
         except BaseException as error:
             for run in runs:
                 shutil.rmtree(run.dir, ignore_errors=True)
@@ -333,52 +361,57 @@ def prepare(
     return runs
 
 
-def _preflights(recipes: Sequence[Recipe], console: Console) -> list[tuple[Preflight, StageRecord]]:
+def preflights(
+    recipes: Sequence[Recipe], console: Console, elsewhere: bool = False
+) -> list[tuple[Preflight, StageRecord]]:
     """Check each recipe; those that differ in `seed` and `name` alone share one check."""
     known: dict[str, tuple[Preflight, StageRecord]] = {}
     keys = [digest({**recipe.to_dict(), "seed": None, "name": None}) for recipe in recipes]
     for key, recipe in zip(keys, recipes, strict=True):
         if key not in known:
-            known[key] = _preflight_of(recipe, console, several=len(recipes) > 1)
+            known[key] = _preflight_of(recipe, console, several=len(recipes) > 1, elsewhere=elsewhere)
     return [known[key] for key in keys]
 
 
-def _preflight_of(recipe: Recipe, console: Console, several: bool) -> tuple[Preflight, StageRecord]:
-    """Check one recipe, and show what was found."""
+def _preflight_of(recipe: Recipe, console: Console, several: bool, elsewhere: bool) -> tuple[Preflight, StageRecord]:
+    """Check one recipe, and show what was found. `elsewhere`: what this machine lacks is only a note."""
     of = f" {recipe.name}" if several else ""
-    console.say(f"prepare{of} ...")
+    console.say(tr("{stage} ...", stage=tr("prepare") + of))
     started, began = utc_now(), time.monotonic()
     for ref in (*recipe.evaluators, *recipe.tracking):
         ref.make()  # a plugin that cannot be set up stops the run before the first stage
-    found = preflight(recipe)
+    with console.working(tr("prepare") + of):
+        found = preflight(recipe, console)
+    if elsewhere:
+        found = replace(found, findings=[_of_this_machine(f) for f in found.findings])
     for finding in found.findings:
         if finding.level == "note":
-            console.say(f"  note: {finding.message}")
+            console.say("  " + tr("note: {text}", text=finding.message))
     for text in found.warnings:
         console.warn(text)
     seconds = time.monotonic() - began
     rows = {split: len(part) for split, part in found.task.splits.items()} if found.task else {}
     if not found.errors:
-        console.say(f"prepare{of}: done in {duration(seconds)}")
+        console.say(tr("{stage}: done in {time}", stage=tr("prepare") + of, time=duration(seconds)))
     return found, StageRecord("prepare", "done", started, round(seconds, 3), meta={"rows": rows})
 
 
-def _write(run: RunDirectory, recipe: Recipe, found: Preflight, environment: Mapping[str, str]) -> None:
+def _of_this_machine(finding: Finding) -> Finding:
+    if not finding.here or finding.level == "note":
+        return finding
+    return replace(finding, level="note", message=f"{finding.message}; the run is executed on another machine")
+
+
+def _write(
+    run: RunDirectory, recipe: Recipe, found: Preflight, environment: Mapping[str, str], launch: dict[str, Any]
+) -> None:
     """Write all that executing the run needs, but for run.json."""
     assert found.task is not None
-    write_atomic(run.path("recipe.yaml"), recipe.to_yaml())
-    run.recipe, run.task = recipe, found.task
+    write_atomic(run.path("recipe.yaml"), keep_files(run, recipe))
+    run.recipe, run.task = reopened(run, recipe), found.task
     run.save_task(found.task)
     estimates = {"estimate": found.estimate, "control_estimates": found.control_estimates}
+    estimates |= {ESTIMATE: launch} if launch else {}
     write_json(run.path("audit.json"), {**found.audit, **estimates})
-    backend = recipe.backend.make()
-    write_json(
-        run.path("lock.json"),
-        {
-            **lock(recipe, environment),
-            "data": {**found.task.source, "fingerprints": found.task.fingerprints, "prompt": found.task.prompt_hash},
-            "model": {"plugin": backend.name, **backend.identity(backend.base_model(), run)},
-            "seed": recipe.seed,
-            "recipe": hashlib.sha256(run.path("recipe.yaml").read_bytes()).hexdigest(),
-        },
-    )
+    own = replace(run.recipe, source=recipe.source, root=recipe.root, dataset=recipe.dataset)
+    write_json(run.path("lock.json"), lock_of(run, own, environment))

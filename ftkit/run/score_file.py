@@ -13,10 +13,11 @@ from ..data.task import fingerprint
 from ..data.values import Cell, kept, text_of, texts_of
 from ..directory import RunDirectory, utc_now
 from ..errors import InputError
-from ..files import read_jsonl, write_jsonl
+from ..files import file_digest, read_jsonl, write_jsonl
 from ..recipe.keys import as_delimiter, as_encoding
 from ..records import Example, Message, Prediction, RunRecord, StageRecord, Task
 from ..score import score_all, settings_of
+from .manifest import seal
 
 # Column names that other people's files use, the likeliest first.
 _USUAL = {
@@ -162,9 +163,12 @@ def _store(
         "primary": evaluators[0].primary,
     }
     failed = sum(p.error is not None for p in predictions)
-    run.write_metrics(_MEASUREMENT, metrics, settings=settings, role="external", cost={"n_failed": failed})
+    sha256 = {file: file_digest(run.path(_MEASUREMENT, file)) for file in ("predictions.jsonl", "scores.jsonl")}
+    cost = {"n_failed": failed}
+    run.write_metrics(_MEASUREMENT, metrics, settings=settings, role="external", cost=cost, sha256=sha256)
     stage = StageRecord("score", "done", utc_now())
     warnings = tuple(f.message for e in evaluators for f in e.check() if f.level == "warning")
     record = RunRecord(run.id, name, "done", stage.started, kind="score", stages=(stage,), systems=(_MEASUREMENT,))
     run.save_record(replace(record, warnings=warnings))
+    seal(run)
     return run

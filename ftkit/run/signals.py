@@ -6,11 +6,16 @@ import errno
 import shutil
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from ..causes import cause_of
 from ..directory import RunDirectory
 from ..errors import FtkitError, Interrupted, RunFailed
+from ..masking import masked
+from ..records import Remedy
+from ..report.failure import command_for
 from ..text import one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -18,7 +23,8 @@ _ROOM = 64 * 1024  # bytes; of a disk with less it is said, since a library may 
 
 
 class StopSignals:
-    """Lets SIGTERM and a closed terminal stop a run as Ctrl-C does; while the run winds down, further ones do nothing.
+    """Lets SIGTERM and a closed terminal stop a run as Ctrl-C does. While the run winds down, a further one only ends the
+    waiting for trackers.
 
     A signal that is ignored stays ignored (nohup). Only the main thread may set handlers; elsewhere this does nothing.
     """
@@ -26,6 +32,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.interrupted = False  # a library may wrap the KeyboardInterrupt in its own exception (pydantic does)
         self.winding_down = False
+        self.insisted = False  # a signal came while the run wound down
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -40,9 +47,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        if not self.winding_down:
-            self.interrupted = True
-            raise KeyboardInterrupt
+        if self.winding_down:
+            self.insisted = True
+            return
+        self.interrupted = True
+        raise KeyboardInterrupt
 
 
 def interrupted(run: RunDirectory | None) -> Interrupted:
@@ -56,11 +65,11 @@ def how_to_resume(run: RunDirectory) -> str:
     return f"resume with: ftkit run --resume {run.dir}"
 
 
-def explained(error: Exception, run: RunDirectory) -> FtkitError:
-    """Return an error that ended a run as one message with the fix."""
+def explained(error: Exception, run: RunDirectory, remedies: Sequence[Remedy] = ()) -> FtkitError:
+    """Return an error that ended a run as one message with the fix; `remedies` are shown with their commands."""
     if not run.path("run.json").exists():  # `path` raises where not even the directory is there
         return RunFailed(f"the run directory lost its run.json while the run was in progress: {run.dir}")
-    resume = f"when the cause is fixed: ftkit run --resume {run.dir}"
+    resume = _lines(*remedy_lines(remedies, run), f"when the cause is fixed: ftkit run --resume {run.dir}")
     place = error.filename if isinstance(error, OSError) and error.filename else run.dir
     if isinstance(error, OSError) and error.errno in _FULL:
         return RunFailed(f"the disk is full: {place}", resume)
@@ -69,5 +78,20 @@ def explained(error: Exception, run: RunDirectory) -> FtkitError:
         return RunFailed(f"{place} is missing from the run directory{full}", resume)
     if isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
         return RunFailed(f"{place}: {error.strerror}{full}", resume)
-    log = f"the full log is {run.dir / 'debug.log'}; --debug shows the traceback"
-    return RunFailed(f"{type(error).__name__}: {one_line(error, 500)}{full}", f"{log}\n  {resume}")
+    log = f"the traceback is in {run.dir / 'debug.log'}; what is known so far: {run.dir / 'report.html'}"
+    return RunFailed(f"{what_is(error)}{full}", _lines(resume, log))
+
+
+def what_is(error: Exception) -> str:
+    """Return an error in one line, without secrets: its cause in words where that is known, its type, its text."""
+    words = cause_of(error).words
+    return f"{words}: " * bool(words) + f"{type(error).__name__}: {masked(one_line(error, 500))}"
+
+
+def remedy_lines(remedies: Sequence[Remedy], run: RunDirectory) -> list[str]:
+    """Return remedies as the lines of a message: what each does, and its command."""
+    return [line for r in remedies for line in (f"{r.text}:", f"  {command_for(r, run.dir)}")]
+
+
+def _lines(*lines: str) -> str:
+    return "\n  ".join(lines)

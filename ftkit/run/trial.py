@@ -35,15 +35,21 @@ def try_evaluators(recipe: Recipe, task: Task | None) -> list[Finding]:
             known.setdefault(name, ref.name)
         primary = metrics.get(evaluator.primary)
         if number == 0 and primary is not None and primary.higher_is_better is None:
-            findings += _without_direction(recipe, ref.name, primary, key, told=bool(own))
+            findings += _without_direction(recipe, ref.name, primary, key, decided=bool(own))
     return findings
+
+
+def primary_metric(recipe: Recipe, task: Task) -> Metric | None:
+    """Return the recipe's primary metric for one made-up answer, with its direction and unit; None where it gave none."""
+    evaluator: Evaluator = recipe.evaluators[0].make()
+    return _metrics(evaluator, task.measured).get(evaluator.primary)
 
 
 def _try_one(evaluator: Evaluator, task: Task | None) -> tuple[list[Finding], dict[str, Metric]]:
     """Return findings, with keys relative to the evaluator's options, and the metrics that it gave."""
     try:
         findings = list(evaluator.check())
-        metrics = _metrics(evaluator, task.test) if task is not None else {}
+        metrics = _metrics(evaluator, task.measured) if task is not None else {}
     except FtkitError as error:
         return [Finding("error", error.message, error.hint)], {}
     except Exception as error:  # a defect of a third-party plugin is a finding, not a crash
@@ -65,7 +71,7 @@ def _metrics(evaluator: Evaluator, examples: Sequence[Example]) -> dict[str, Met
     return {}
 
 
-def _without_direction(recipe: Recipe, name: str, primary: Metric, key: str, told: bool) -> list[Finding]:
+def _without_direction(recipe: Recipe, name: str, primary: Metric, key: str, decided: bool) -> list[Finding]:
     """Return what follows where neither way of the primary metric is better, or it is not known which."""
     backend: Backend = recipe.backend.make()
     what = f"evaluator {name!r} does not say whether a higher or a lower {primary.name!r} is better"
@@ -73,4 +79,4 @@ def _without_direction(recipe: Recipe, name: str, primary: Metric, key: str, tol
         message = f"{what}, and backend {backend.name!r} chooses the weights to keep by it"
         hint = "set the evaluator's option for it, if there is one (such as `higher_is_better`), or do not choose by the metric"
         return [Finding("error", message, hint, key)]
-    return [] if told else [Finding("note", f"{what}: there will be no verdict", key=key)]
+    return [] if decided else [Finding("note", f"{what}: there will be no verdict", key=key)]

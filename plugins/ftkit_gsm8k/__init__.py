@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from ftkit_trl import TrlSftQlora
-from ftkit_trl.options import LoraOptions
+from ftkit_trl.options import QloraOptions
 from pydantic import Field
 
 from ftkit.api import Backend, DatasetLoader, Evaluator, MeasuredRun, Options
@@ -21,7 +21,7 @@ from ._evaluator import FIX, Gsm8kAnswer, wrong_targets
 from ._sample import few_shot, fixed_sample
 
 
-class ProbeOptions(LoraOptions):
+class ProbeOptions(QloraOptions):
     """The options of trl-sft-qlora, and how much the probe measures. It measures the models of `snapshots`, too."""
 
     probe_samples: int = Field(200, gt=0, description="test questions, and as many training questions, per model")
@@ -33,7 +33,7 @@ class ProbeOptions(LoraOptions):
     pass_seed: int = Field(0, ge=0, description="seed of the sampled solutions; the run records it")
     few_shot: int = Field(4, ge=0, description="training examples in the prompt of the few-shot control; 0: no control")
 
-    renamed: ClassVar[dict[str, str]] = {**LoraOptions.renamed, "checkpoints": "snapshots", "k": "pass_k", "shots": "few_shot"}  # fmt: skip
+    renamed: ClassVar[dict[str, str]] = {**QloraOptions.renamed, "checkpoints": "snapshots", "k": "pass_k", "shots": "few_shot"}  # fmt: skip
 
 
 class Gsm8kSftProbe(TrlSftQlora):
@@ -52,7 +52,7 @@ class Gsm8kSftProbe(TrlSftQlora):
         yield from super().check(task, trains)
         if task is None:
             return
-        if not any("<<" in e.targets[0] for e in task.test[:200]):
+        if not any("<<" in e.targets[0] for e in task.measured[:200]):
             yield Finding(
                 "warning",
                 "no test target holds a calculator annotation such as <<48/2=24>>: step arithmetic and changed numbers"
@@ -60,14 +60,14 @@ class Gsm8kSftProbe(TrlSftQlora):
                 "name the column of worked solutions",
                 "dataset.columns.target",
             )
-        measured = [*task.test, *task.validation, *fixed_sample(task.train, self.options.probe_samples)]
+        measured = [*task.measured, *task.validation, *fixed_sample(task.train, self.options.probe_samples)]
         wrong = wrong_targets(measured)
         if wrong and len(wrong) < len(measured):
             more = f" (and {len(wrong) - 1} more rows)" if len(wrong) > 1 else ""
             yield Finding("error", f"{wrong[0]}{more}", FIX, "dataset.columns.target")
         o, places = self.options, 2 + len(self.checkpoints(task))
-        greedy = 2 * min(o.probe_samples, len(task.test)) + min(o.probe_samples, len(task.train))  # at most
-        sampled = o.pass_k * min(o.pass_samples, o.probe_samples, len(task.test))
+        greedy = 2 * min(o.probe_samples, len(task.measured)) + min(o.probe_samples, len(task.train))  # at most
+        sampled = o.pass_k * min(o.pass_samples, o.probe_samples, len(task.measured))
         yield Finding(
             "note",
             f"the probe measures {places} models, with up to {greedy} greedy and {sampled} sampled solutions each,"
@@ -89,12 +89,12 @@ class Gsm8kSftProbe(TrlSftQlora):
     def checkpoints(self, task: Task) -> list[int]:
         """Return the steps of the snapshots that training reaches before its last step."""
         o = self.options
-        per_epoch = math.ceil(math.ceil(len(task.train) / o.micro_batch_size) / o.gradient_accumulation_steps)
+        per_epoch = math.ceil(len(task.train) / o.step_examples)
         steps = o.max_steps or math.ceil(o.num_epochs * per_epoch)
         return sorted({s for s in o.snapshots if s < steps})
 
     def _test(self, task: Task) -> tuple[Example, ...]:
-        return fixed_sample(task.test, self.options.probe_samples)
+        return fixed_sample(task.measured, self.options.probe_samples)
 
     def _probes(self, task: Task, where: str, model: ModelRef) -> Iterator[Measurement]:
         """Yield one model's measurements. They are not compared as systems: rows and settings are not the recipe's."""

@@ -50,7 +50,15 @@ def section(run: MeasuredRun) -> Section | None:
         {"kind": "text", "text": _notes(run, facts)},
         *_errors(run, places[0], places[-1], facts.on_right),
     ]
-    return Section(title, tuple(blocks))
+    headline, lead = led_by(verdict)
+    return Section(title, tuple(blocks), headline, lead)
+
+
+def led_by(verdict: str) -> tuple[str, str]:
+    """Return what training taught, as the report's headline, and the numbers and findings beside it."""
+    numbers, _, rest = verdict.partition(": ")
+    taught, _, more = rest.partition(". ")
+    return taught.removesuffix("."), " ".join(filter(None, [f"{numbers}.", more]))
 
 
 def _places(run: MeasuredRun) -> list[Place]:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -269,6 +269,7 @@ def _in_order(phrases: Sequence[Sequence[str]], text: Sequence[str]) -> bool:
 
 
 class HfMetricOptions(api.Options):
+    permissions: ClassVar[tuple[str, ...]] = ("allow_code",)
     metric: str = Field(
         min_length=1, description="Name on the Hugging Face hub (such as sacrebleu) or path of a metric script."
     )
