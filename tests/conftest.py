@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+os.environ["FTKIT_LANG"] = "en"  # whatever the language of who runs the tests
 _lacking: dict[str, int] = {}  # program -> tests that could not run without it
 
 
@@ -54,10 +55,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{program} is missing: {count} tests did not run (.ci/run installs it)")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _as_from_a_terminal() -> None:
-    """Let Ctrl-C and a closed terminal reach the runs under test, also where the suite runs in the background:
-    what is ignored here would be ignored by every process that the tests start."""
+    """Let Ctrl-C and a closed terminal reach the runs under test, also where the suite runs in the background, or where an
+    earlier test has ended as the command line does: what is ignored here would be ignored by every process that the
+    tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -93,6 +95,9 @@ def install_fakes(site: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ftkit-fakes\nVersion: 0.1\n")
     (info / "entry_points.txt").write_text("[ftkit]\nfakes = ftkit_fakes\n")
+    (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    names = ("ftkit_fakes.py", *(f"{info.name}/{name}" for name in ("METADATA", "WHEEL", "entry_points.txt", "RECORD")))
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in names))
 
 
 @pytest.fixture

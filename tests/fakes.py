@@ -4,17 +4,22 @@ The tests register this module in their own process; for subprocesses, `conftest
 copy of it as a real distribution. What must differ between an attempt and the next one, with the same
 recipe, comes in by the variable FAKES ("slow=0.01,stop=3"):
 
-    slow=SECONDS    wait that long per batch and per training step
+    slow=SECONDS    wait that long per batch and per training step; slow-step=SECONDS    per training step alone
     interrupt=N     raise KeyboardInterrupt when N batches of a generation were answered by this process
     crash=N         raise RuntimeError instead
     answers=none    let every request fail for good
     train=interrupt, train=crash, train=input    end the training in that way after two steps
+    train=gpu-memory, train=memory, train=secret    fail as out of memory, or with FAKE_API_KEY in the message
+    export=full-disk, export=crash    end an export so; export-size=BYTES    what it is said to take
+    runtime=yes    answer exported test rows, the first one wrongly
+    baseline=gpu-memory    fail so in the first batch of a generation, unless batch_size is 1
     train=interrupt-hidden    as a library that wraps KeyboardInterrupt in its own exception
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,18 +33,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ftkit import Failure
 from ftkit.api import Backend, Evaluator, Launcher, MeasuredRun, Options, Run, Session, Tracker
 from ftkit.errors import InputError, Interrupted, RunFailed
 from ftkit.files import read_json, write_json
 from ftkit.hookspecs import hookimpl
 from ftkit.records import (
     Example,
+    Exported,
+    ExportRequest,
     Finding,
     GenerationConfig,
     Measurement,
     Metric,
     ModelRef,
     Prediction,
+    Remedy,
     Rendered,
     Score,
     Task,
@@ -55,8 +64,22 @@ def _chance(text: str) -> float:
     return int(hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8], 16) / 2**32
 
 
+def _bytes_of(text: str) -> list[str]:
+    return [bytes([byte]).decode("utf-8", "surrogateescape") for byte in text.encode()]
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch has it: known by its name."""
+
+
 class FakeOptions(Options):
+    resumable: ClassVar[frozenset[str]] = frozenset(("batch_size", "part_size", "parts", "patience"))
+    extends: ClassVar[frozenset[str]] = frozenset(("steps",))
+
     base_model: str = "fake-base"
+    part_size: int = 4  # rows of a part of a step; with `parts`, rows of a step
+    parts: int = 1
+    patience: float = 1.0
     skill: float = 0.8  # share of the test rows that the tuned model answers rightly
     seed_noise: float = (
         0.0  # how far a training seed moves the skill, up or down; which rows are right depends on it too
@@ -72,10 +95,14 @@ class FakeOptions(Options):
     extras: bool = False  # measure some training rows as well
     context: int = 1 << 30  # words; a longer prompt is reported as truncated
     losses: bool = False  # those with their teacher-forced loss
+    adapts: str = ""  # what it asks for after a failure: halve, or any change
     usd: float | None = 0.0  # what the run is estimated to cost; None: it is paid for, and nobody knows how much
     usd_per_answer: float | None = None
     usd_per_hour: float | None = None  # of the machine that answers
     shutdown_date: str | None = None  # the model's last day
+    log_every: int = 1  # steps
+    eval_every: int = 0  # steps between two evaluations in training; 0: one at its end
+    bytes: bool = False  # each byte of UTF-8 is a token
     session_warning: str = ""  # a warning that measuring writes to the run's log
 
 
@@ -96,6 +123,8 @@ class FakeBackend(Backend):
     def render(self, examples: Iterable[Example]) -> Iterable[Rendered]:
         for e in examples:
             prompt, answer = e.input.split(), e.targets[0].split()
+            if self.options.bytes:
+                prompt, answer = (_bytes_of("".join(words)) for words in (prompt, answer))
             tokens = (*prompt, *answer, "<end>")
             loss_mask = tuple(i >= len(prompt) for i in range(len(tokens)))
             yield Rendered(e.id, " ".join(tokens), tuple(range(len(tokens))), tokens, loss_mask, len(prompt))
@@ -113,8 +142,11 @@ class FakeBackend(Backend):
     def train(self, task: Task, run: Run) -> ModelRef:
         model = run.path("train", "model", "rule.json")
         for step in range(run.state(self.name).get("step", 0) + 1, self.options.steps + 1):
-            time.sleep(float(_knob("slow") or 0))
-            run.log("step", step=step, max_steps=self.options.steps, loss=1 / step, seconds=0.01 * step)
+            time.sleep(float(_knob("slow-step") or _knob("slow") or 0))
+            if step % self.options.log_every == 0:
+                run.log("step", step=step, max_steps=self.options.steps, loss=1 / step, seconds=0.01 * step)
+            if self.options.eval_every and step % self.options.eval_every == 0:
+                run.log("eval", step=step, overlap=self.options.skill * step / self.options.steps)
             run.state(self.name).update(step=step)
             if step == 2 and _knob("train") == "interrupt":
                 raise KeyboardInterrupt
@@ -124,16 +156,26 @@ class FakeBackend(Backend):
                 except KeyboardInterrupt:
                     raise ValueError("a schema could not be built") from None
             if step == 2 and _knob("train") == "detach" and run.answer("create-again") != "yes":
-                run.log("note", message="the remote job goes on")
+                run.log("note", message="the remote job continues")
                 raise Interrupted("left the job job-1", "look again later")
+            if step == 2 and _knob("train") == "gpu-memory" and self.options.part_size > 2:
+                raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 139.72 GiB in all")
+            if step == 2 and _knob("train") == "memory":
+                bytearray(1 << 62)
+            if step == 2 and _knob("train") == "secret":
+                raise ValueError(f"the server refused {os.environ['FAKE_API_KEY']!r}")
             if step == 2 and _knob("train") == "crash":
                 raise RuntimeError("the fake trainer broke")
             if step == 2 and _knob("train") == "input":
                 raise InputError("the token has no access", "log in")
         steps = self.options.steps
-        run.log("eval", step=steps, overlap=0.5)
+        if not self.options.eval_every:
+            run.log("eval", step=steps, overlap=0.5)
         run.log("end", step=steps, steps=steps, peak_memory=1000, usd=0.25)
         rule = {"learned_from": len(task.train), "steps": steps, "skill": self.options.skill}
+        if (earlier := run.continued()) is not None:  # more steps, more skill
+            rule["after"] = read_json(run.resolve_uri(earlier.uri) / "rule.json")["steps"]
+            rule["skill"] = 1.0
         if self.options.seed_noise:
             rule["skill"] += self.options.seed_noise * (2 * _chance(f"seed {run.seed}") - 1)
             rule["salt"] = f" of seed {run.seed}"
@@ -141,6 +183,25 @@ class FakeBackend(Backend):
         if not self.options.hand_over:
             raise RuntimeError("nothing was learned")
         return ModelRef("adapter", "train/model", self.options.base_model)
+
+    def check_resumed(self, before: Any, run: MeasuredRun) -> Iterable[Finding]:
+        then, now = before.part_size * before.parts, self.options.part_size * self.options.parts
+        if then != now:
+            yield Finding("error", f"a step would have {now} rows, not {then}", "set both", "backend.parts")
+
+    def adapt(self, failure: Failure, run: MeasuredRun) -> Sequence[str]:
+        if self.options.adapts != "halve":
+            return (self.options.adapts,) if self.options.adapts else ()
+        if failure.stage != "train":
+            return (f"backend.batch_size={self.options.batch_size // 2}",)
+        return ("backend.part_size=2", "backend.parts=2") if self.options.part_size > 2 else ()
+
+    def remedies(self, failure: Failure, run: MeasuredRun) -> Iterable[Remedy]:
+        if failure.cause in ("gpu-memory", "memory"):
+            yield Remedy("take smaller parts, as many rows a step", ("backend.part_size=2", "backend.parts=2"))
+            yield Remedy("train a smaller model, from the beginning", ("backend.base_model=small one",))
+        if failure.cause == "other":
+            raise AssertionError("advice must not hide a failure")
 
     @contextlib.contextmanager
     def load(self, model: ModelRef, run: Run) -> Iterator[Session]:
@@ -152,6 +213,33 @@ class FakeBackend(Backend):
     @property
     def eval_batch_size(self) -> int:
         return int(self.options.batch_size)
+
+    def check_export(self, request: ExportRequest, run: MeasuredRun | None) -> Iterable[Finding]:
+        return [Finding("error", "there is no converter here", "install it")] if request.gguf else []
+
+    def export_size(self, request: ExportRequest, run: MeasuredRun) -> int | None:
+        return int(_knob("export-size") or 1000)
+
+    def export(self, request: ExportRequest, run: MeasuredRun, folder: Path) -> Exported:
+        rule = read_json(run.resolve_uri("train/model") / "rule.json")
+        if request.base == "original":  # what was learned does not fit these weights
+            rule["skill"] /= 4
+        write_json(folder / "rule.json", rule)
+        if _knob("export") == "full-disk":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "rule.json"))
+        if _knob("export") == "crash":
+            raise RuntimeError("the fake converter broke")
+        name = "merged" if request.merge else "adapter"
+        use = {"title": "Python", "language": "python", "code": 'load("{folder}")'}
+        model = ModelRef("adapter", ".", self.options.base_model)
+        return Exported({name: model}, "acme/base", "fakes", (use,), ("a note",), "mit")
+
+    def answer_exported(
+        self, exported: Exported, examples: Sequence[Example], run: MeasuredRun, folder: Path
+    ) -> tuple[str, list[Prediction]] | None:
+        if _knob("runtime") != "yes":
+            return None
+        return "fakes.cpp", [Prediction(e.id, e.input.upper() if i else "?") for i, e in enumerate(examples)]
 
     def measurements(self, task: Task, tuned: ModelRef | None) -> Iterable[Measurement]:
         if self.options.extras and tuned is not None:
@@ -170,6 +258,8 @@ class FakeSession(Session):
         self, batches: Iterable[Sequence[Example]], generation: GenerationConfig
     ) -> Iterator[list[Prediction]]:
         for n, batch in enumerate(batches):
+            if _knob("baseline") == "gpu-memory" and self.options.batch_size > 1:
+                raise OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
             if _knob("interrupt") == str(n):
                 raise KeyboardInterrupt
             if _knob("crash") == str(n):
@@ -325,6 +415,48 @@ class Hanging(Tracker):
         raise TimeoutError("gave up at last")
 
 
+class ApartOptions(RecorderOptions):
+    at: str = ""  # the method that does it
+    does: str = ""  # hang, raise, exit or print
+    patience: float = 10.0
+
+
+class Apart(Recorder):
+    """Writes down which methods were called in a process of its own, and what that process is."""
+
+    name = "fake-apart"
+    Options = ApartOptions
+    own_process = True
+    environment = ("FAKE_SETTING", "FAKE_PREFIX_*")
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.patience = self.options.patience
+
+    def _write(self, *what: Any) -> None:
+        super()._write(*what)
+        if what[0] != self.options.at:
+            return
+        if self.options.does == "hang":
+            time.sleep(3600)
+        elif self.options.does == "exit":
+            os._exit(7)
+        elif self.options.does == "raise":
+            raise ConnectionError("the tracker's\nserver is down")
+        elif self.options.does == "print":
+            print("chatter")
+            subprocess.run(["echo", "chatter"], check=True)
+            self.say("said")
+            self.warn("warned")
+
+    def started(self, run: Run, record: Any) -> None:
+        self._write("process", os.getpid(), os.getppid(), sorted(os.environ), "torch" in sys.modules)
+        self._write("started", record.group)
+
+    def failed(self, run: Run, record: Any) -> None:
+        self._write("failed", record.status, record.error)
+
+
 class Elsewhere(Launcher):
     """Executes a copy of the run directory in another process, and brings it back."""
 
@@ -335,7 +467,9 @@ class Elsewhere(Launcher):
         there = run.scratch("elsewhere") / run.id
         shutil.copytree(run.dir, there, ignore=shutil.ignore_patterns(".work", ".lock"), dirs_exist_ok=True)
         line = [sys.executable, "-m", "ftkit", "run", "--resume", str(there), "--on", "here"]
-        done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "FAKES": where})
+        done = subprocess.run(
+            line, capture_output=True, text=True, env={**os.environ, "FAKES": where, "FTKIT_LAUNCHED": "1"}
+        )
         if done.returncode:
             raise RunFailed(f"the remote run failed: {done.stderr}")
         shutil.copytree(there, run.dir, ignore=shutil.ignore_patterns(".work", ".lock"), dirs_exist_ok=True)
@@ -358,4 +492,4 @@ def ftkit_evaluators() -> list[type[Evaluator]]:
 
 @hookimpl
 def ftkit_trackers() -> list[type[Tracker]]:
-    return [Recorder, Raising, Hanging]
+    return [Recorder, Raising, Hanging, Apart]

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
 import json
@@ -73,6 +74,7 @@ class Hub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.uploaded: dict[str, bytes] = {}  # LFS objects by SHA-256
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -113,6 +115,7 @@ class Hub:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     hub: Hub
+    cut: int | None = None  # bytes of the body that are sent
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None: ...
@@ -123,7 +126,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length") or 0)
         self.content = self.rfile.read(length).decode() if length else ""
         line = f"{self.command} {path}"
-        self.cut: int | None = None
+        self.cut = None
         with self.hub.lock:
             self.hub.requests.append(line)
             fault = next((f for f in self.hub.faults if f.times > 0 and re.search(f.pattern, line)), None)
@@ -136,12 +139,71 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if parts[0] == "api" and len(parts) >= 4 and parts[1] in ("models", "datasets"):
             return self.about(parts[1], "/".join(parts[2:4]), parts[4:])
+        if path == "/api/whoami-v2":
+            right = self.headers.get("authorization") == f"Bearer {TOKEN}"
+            return self.answer(200 if right else 401, {"name": "ann"} if right else {"error": "Invalid credentials"})
         kind, parts = ("datasets", parts[1:]) if parts[0] == "datasets" else ("models", parts)
         if len(parts) > 4 and parts[2] == "resolve":
             return self.file(kind, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         self.answer(404, {"error": "nothing here"})
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
+
+    def do_PUT(self) -> None:
+        """An LFS object, at the address that the batch endpoint gave."""
+        content = self.rfile.read(int(self.headers["content-length"]))
+        self.hub.uploaded[hashlib.sha256(content).hexdigest()] = content
+        self.answer(200)
+
+    def do_POST(self) -> None:
+        """What an upload asks; all else is answered as a GET is (`paths-info`)."""
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        found = re.fullmatch(
+            r"/api/(repos/create|validate-yaml)|/api/models/([^/]+/[^/]+)/(preupload|commit)/\w+|/(.+)\.git/info/lfs/objects/batch",
+            path,
+        )
+        if not found:
+            return self.do_GET()
+        content = self.rfile.read(int(self.headers.get("content-length") or 0))
+        with self.hub.lock:
+            self.hub.requests.append(f"POST {path}")
+            fault = next((f for f in self.hub.faults if f.times > 0 and re.search(f.pattern, f"POST {path}")), None)
+        if fault and fault.status:
+            return self.answer(fault.status, {"error": "a fault of this test"}, **fault.headers)
+        if self.headers.get("authorization") != f"Bearer {TOKEN}" and found[1] != "validate-yaml":
+            return self.answer(401, {"error": "Invalid credentials in Authorization header"})
+        if found[1] == "validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if found[3] == "commit":
+            return self.commit(found[2], [json.loads(line) for line in content.splitlines()])
+        asked = json.loads(content)
+        if found[1]:
+            name = f"{asked['organization']}/{asked['name']}"
+            self.hub.add("models", name).private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            return self.answer(200, {"url": f"{self.hub.url}/{name}", "name": name, "id": "x"})
+        if found[3] == "preupload":
+            modes = [
+                {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".gguf")) else "regular",
+                 "shouldIgnore": False}
+                for f in asked["files"]
+            ]  # fmt: skip
+            return self.answer(200, {"files": modes})
+        objects = [
+            {**o, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{o['oid']}"}}} for o in asked["objects"]
+        ]  # fmt: skip
+        self.answer(200, {"transfer": "basic", "objects": objects})
+
+    def commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        repo = self.hub.repos[("models", name)]
+        files = dict(repo.commits.get(repo.main, {}))
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploaded[value["oid"]]
+        sha = repo.commit(files)
+        self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha, "hookOutput": ""})
 
     def repo(self, kind: str, name: str) -> Repo | None:
         """Return a repository that this client may know of; else answer, and return None."""

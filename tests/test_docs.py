@@ -62,5 +62,8 @@ def test_commands_in_the_docs_exist_with_their_options(page: str, line: str) -> 
     words = shlex.split(line, comments=True)[1:]
     command = ftkit.get_command(click.Context(ftkit), words[0])
     assert command is not None, f"{page}: {words[0]}"
+    if isinstance(command, click.Group):  # of a plugin, such as `ftkit cloud stop`
+        command = command.get_command(click.Context(command), words[1])
+        assert command is not None, f"{page}: {words[:2]}"
     options = {option for parameter in command.params for option in parameter.opts}
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, f"{page}: {line}"

@@ -319,7 +319,8 @@ def test_of_several_recipes_it_is_said_what_is_left(command: Any, recipe_file: A
         "prepared",
         "prepared",
     ]
-    assert [row.split()[1] for row in command("runs").stdout.splitlines()] == ["interrupted", "prepared", "prepared"]
+    listed = json.loads(command("runs", "--json").stdout)["runs"]
+    assert [row["status"] for row in listed] == ["interrupted", "prepared", "prepared"]
     assert "this run was prepared" in command("report", b).stdout + (tmp_path / b / "report.md").read_text()
     for run in (a, b, c):
         assert command("run", "--resume", run).returncode == 0

@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,19 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_end(place: Place, how: str
         bad = resumed.said if resumed.status else place.ended_well(run)
         if bad:
             wrong.append(f"step {at}, {killed.steps[-1]}: {bad}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_run_killed_while_it_is_sealed_leaves_nothing_half_written(place: Place) -> None:
+    last = next(i for i, step in enumerate(place.steps) if re.search(r"/\.report\.json\.", step))
+    wrong = []
+    for at in range(last, len(place.steps)):
+        run, killed = place.start(at)
+        assert run and killed.status == -signal.SIGKILL, killed.said
+        resumed = place.resume(run)
+        bad = resumed.said if resumed.status else place.ended_well(run)
+        if bad:
+            wrong.append(f"{killed.steps[-1]}: {bad}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from ftkit.records import Curve, Delta, Metric, Pair, Report, Section, System
+from ftkit.records import Curve, Delta, Differing, Distribution, Headline, Metric, Pair, Report, Section, System
 from ftkit.report.costs import costs_of
 
 HOSTILE = (
@@ -123,6 +123,95 @@ def sample_report(**more: object) -> Report:
     return Report(**report)  # type: ignore[arg-type]
 
 
+STRIP = (
+    {"label": "Model", "value": "acme/tiny-1b, 1.1 B", "note": "bfloat16"},
+    {"label": "Method", "value": "some-trainer", "note": "lr=0.004 r=16, 300 steps"},
+    {"label": "Data", "value": "4,800 train · 64 validation · 60 test", "note": "no leaks found"},
+    {"label": "Time and price", "value": "1 h 12 min, $0.42", "note": "NVIDIA A10G"},
+    {"label": "Seeds", "value": "1", "note": "training noise not measured"},
+)
+
+
+def spread(pairs: tuple[Pair, ...], a: str, b: str) -> Distribution:
+    """The distribution of two systems' scores, each fifth row wrong in a second metric."""
+    scored = [p for p in pairs if p.delta is not None]
+    scored.sort(key=lambda p: -(p.delta or 0))
+    edges = tuple(i / 20 for i in range(21))
+
+    def counts(name: str) -> tuple[int, ...]:
+        values = [p.answers[name]["score"] for p in scored]
+        return tuple(sum(min(int(v * 20), 19) == i for v in values) for i in range(20))
+
+    gains = tuple({"id": p.example_id, "gain": p.delta, "right": i % 5 != 0} for i, p in enumerate(scored))
+    n_better = sum((p.delta or 0) > 0 for p in scored)
+    return Distribution(
+        "overlap1", a, b, edges, {a: counts(a), b: counts(b)}, gains, n_better=n_better, n_worse=len(scored) - n_better,
+        second="all_right", n_right=sum(g["right"] for g in gains), n_second=len(gains), high=0.8, n_high_wrong=2,
+    )  # fmt: skip
+
+
+def led_report(**more: object) -> Report:
+    """One run with everything that leads its page: headline, strip, distribution, a kept checkpoint."""
+    report = sample_report()
+    curves = tuple(replace(c, chosen=200.0) for c in report.curves)
+    headline = Headline(
+        "Fine-tuning helped: overlap1 15.2 → 47.2",
+        ("On 200 test rows the tuned model scores 32.0 points higher in overlap1 than the base model.",),
+        "But 12 of 59 answers still fail all_right, and 2 of these score 80 or more.",
+        STRIP,
+    )
+    found = {"headline": headline, "distribution": spread(report.pairs, "baseline", "tuned"), "curves": curves}
+    return replace(report, **{**found, **more})  # type: ignore[arg-type]
+
+
+def several_report() -> Report:
+    """Six runs of two settings by three seeds, and a third recipe with one seed: systems called by what differs."""
+    names = ("lr=0.004 r=8", "lr=0.0004 r=16", "lr=0.01 r=8")
+    values = (0.4719, 0.4212, 0.2001)
+    metrics = ("overlap1", "overlap2", "words", "metric_four", "metric_five", "six", "seven", "eight", "nine")
+
+    def trained(name: str, value: float, first: int, n: int) -> System:
+        seeds = tuple(
+            {"seed": 42 + i, "runs": [f"run-{first + i}"], "metrics": {"overlap1": value + (i - 1) / 40}}
+            for i in range(n)
+        )
+        deviation = {"overlap1": {"sd": 0.02, "min": value - 0.025, "max": value + 0.025}} if n > 1 else {}
+        return system(name, "tuned", value, run=f"run-{first}", seeds=seeds, spread=deviation, differs=name)
+
+    systems = (
+        system("baseline", "baseline", 0.1523, run="run-0"),
+        *(trained(name, value, 3 * i, n) for i, (name, value, n) in enumerate(zip(names, values, (3, 3, 1), strict=True))),
+    )  # fmt: skip
+    between = [(0, 1, "worse"), (0, 2, "scored lower"), (1, 2, "scored lower")]
+    deltas = (
+        *(Delta("baseline", n, "overlap1", v - 0.1523, v - 0.18, v - 0.12, 0.001, 200, 0.004, "better") for n, v in zip(names, values, strict=True)),
+        *(Delta(names[i], names[j], "overlap1", values[j] - values[i], values[j] - values[i] - 0.03, values[j] - values[i] + 0.03, 0.01, 200, 0.02, word) for i, j, word in between),
+    )  # fmt: skip
+    runs = tuple(
+        {"id": f"run-{i}", "name": f"chats-seed{42 + i % 3}", "label": f"{names[i // 3]} seed {42 + i % 3}", "status": "done",
+         "started": "2026-11-23T15:42:10Z", "stages": [{"name": "train", "status": "done", "seconds": 61.0}],
+         "lock": {"hardware": {"cpu": "AMD EPYC", "cores": 2, "gpus": []}, "packages": {f"package-{k}": "1.0" for k in range(120)}}}
+        for i in range(7)
+    )  # fmt: skip
+    curves = tuple(
+        Curve(str(run["label"]), name, "loss" if name == "loss" else "validation metrics",
+              tuple([s, 3.1 * 0.98**s + 0.02 * i + 0.01 if name == "loss" else 0.1 + 0.001 * s * (1 + i / 9)] for s in range(0, 301, 50)))
+        for i, run in enumerate(runs)
+        for name in ("loss", *metrics)
+    )  # fmt: skip
+    answers = {"baseline": {"text": "no", "score": 0.1}, names[0]: {"text": "yes", "score": 0.5}}
+    pairs = tuple(Pair(f"test/{i} ä", f"question {i}", ("yes",), answers, delta=0.4 - i / 100) for i in range(60))
+    rows = (
+        {"key": "backend.learning_rate", "short": "lr", "values": ["0.004", "0.0004", "0.01"]},
+        {"key": "backend.lora_r", "short": "r", "values": ["8", "16", "8"]},
+    )
+    return sample_report(
+        title="chats (3 training seeds) vs chats", systems=systems, deltas=deltas, curves=curves, pairs=pairs, runs=runs,
+        headline=Headline("Best of 3: lr=0.004 r=8, overlap1 15.2 → 47.2 (+32.0); all beat the base model", ("It scores higher than each of the other 2.",), "", STRIP),
+        distribution=spread(pairs, "baseline", names[0]), differing=Differing(names, rows), sections=(), warnings=(),
+    )  # fmt: skip
+
+
 def priced_report() -> Report:
     """An open-weight model on a rented GPU beside a model behind an API: four systems with their prices."""
     here = {"run": "run-a", "info": {"hosted_by": "the run directory", "usd_per_hour": 0.8}, "n_predictions": 200}
@@ -149,7 +238,18 @@ def priced_report() -> Report:
 
 
 def hostile_report() -> Report:
-    pair = Pair(HOSTILE, HOSTILE, (HOSTILE,), {HOSTILE: {"text": HOSTILE, "score": 0.5, "error": None}}, delta=0.1)
+    said = {"text": HOSTILE, "score": 0.5, "error": None, "answer": HOSTILE, "reason": HOSTILE}
+    answers = {
+        HOSTILE: {**said, "values": {"overlap1": 0.5, HOSTILE: 0.0, "</b>": 3.0}},
+        f"{HOSTILE} 2": {**said, "text": f"new {HOSTILE}", "score": 0.6, "values": {HOSTILE: 1.0, "</b>": 4.0}},
+    }
+    pair = Pair(HOSTILE, HOSTILE, (HOSTILE,), answers, delta=0.1)
+    cell = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 4, "method": HOSTILE, "caution": HOSTILE}
+    group = {"name": HOSTILE, "n": 4, "few": HOSTILE, "systems": dict.fromkeys(answers, cell)}
+    slices = (
+        {"by": HOSTILE, "unit": HOSTILE, "groups": [group, group], "left_out": None},
+        {"by": HOSTILE, "unit": HOSTILE, "groups": [], "left_out": HOSTILE},
+    )
     hostile = {
         "run": HOSTILE,
         "model": HOSTILE,
@@ -161,6 +261,7 @@ def hostile_report() -> Report:
     spent = [{"run": HOSTILE, "estimated": 1, "actual": None, "prices_as_of": HOSTILE}]
     return sample_report(
         title=HOSTILE,
+        slices=slices,
         costs=costs_of(systems, prices, spent).to_dict(),
         verdict=HOSTILE,
         verdict_detail=HOSTILE,
@@ -171,6 +272,21 @@ def hostile_report() -> Report:
         pairs=(pair,),
         curves=(Curve(HOSTILE, HOSTILE, HOSTILE, ([0, 1.0], [1, 0.5])),),
         runs=({"id": HOSTILE, "name": HOSTILE, "status": HOSTILE, "recipe": HOSTILE, "lock": {HOSTILE: HOSTILE}},),
+        headline=Headline(HOSTILE, (HOSTILE,), HOSTILE, ({"label": HOSTILE, "value": HOSTILE, "note": HOSTILE},)),
+        distribution=Distribution(
+            "overlap1",
+            HOSTILE,
+            f"{HOSTILE} 2",
+            (0.0, 0.5, 1.0),
+            {HOSTILE: (1, 2)},
+            ({"id": HOSTILE, "gain": 0.1, "right": False},),
+            n_better=1,
+            second=HOSTILE,
+            n_second=1,
+        ),
+        differing=Differing(
+            (HOSTILE, f"{HOSTILE} 2"), ({"key": HOSTILE, "short": HOSTILE, "values": [HOSTILE, None]},)
+        ),
         sections=(
             Section(
                 HOSTILE,
@@ -183,6 +299,93 @@ def hostile_report() -> Report:
             ),
         ),
     )
+
+
+def facts_report() -> Report:
+    """Three systems with yes-or-no metrics, reasons, read answers and every fault that an answer may have."""
+    rng = random.Random(11)
+
+    def answer(i: int, who: int, when: int, text: str, score: float) -> dict[str, object]:
+        values = {
+            "overlap1": score,
+            "who": who,
+            "when": when,
+            "overlap2": score / 2,
+            "words": len(text.split()),
+            "same_everywhere": 1.0,
+        }
+        missing = [name for name, right in (("who", who), ("when", when)) if not right]
+        reason = {"reason": f"not found: {', '.join(missing)}"} if missing else {}
+        return {"text": text, "score": score, "error": None, "values": values, "answer": f"{i % 12 + 1} pm", **reason}
+
+    pairs = []
+    for i in range(40):
+        spoken = f"Anna: cinema on Friday?\nBen: Saturday at {i % 12 + 1} pm works, I'll get ticket number {i}."
+        target = f"Anna and Ben will go to the cinema on Saturday at {i % 12 + 1} pm with ticket number {i}."
+        answers = {
+            "baseline": answer(i, int(i % 7 == 0), int(i % 10 == 0), "i have to run now", rng.uniform(0, 0.4)),
+            "control": answer(i, 1, 0, spoken.split("\n")[0], rng.uniform(0.1, 0.6)),
+            "tuned": answer(i, int(i % 5 != 3), int(i % 4 != 1), target.replace("Ben", "Tom"), rng.uniform(0.25, 1)),
+        }
+        pairs.append(Pair(f"row-{i}", spoken, (target,), answers))
+    pairs[6].answers["tuned"]["finish_reason"] = "length"
+    pairs[7].answers["tuned"] |= {"text": " "}
+    pairs[8].answers["tuned"] |= {"text": pairs[8].input}
+    pairs[9].answers["tuned"] |= {"score": pairs[9].answers["baseline"]["score"]}
+    pairs[9].answers["tuned"]["values"]["overlap1"] = pairs[9].answers["baseline"]["score"]
+    pairs = [replace(p, delta=p.answers["tuned"]["score"] - p.answers["baseline"]["score"]) for p in pairs]
+    roles = {"baseline": 0.2, "control": 0.35, "tuned": 0.6}
+
+    def group(name: str, n: int, few: str | None = None) -> dict[str, object]:
+        cell = {"value": 0.4, "low": 0.3, "high": 0.5, "n": n, "method": "95 % interval", "caution": few}
+        return {"name": name, "n": n, "few": few, "systems": dict.fromkeys(roles, cell)}
+
+    slices = (
+        {
+            "by": "input length",
+            "unit": "characters",
+            "groups": [group("61 to 62", 20), group("63", 20)],
+            "left_out": None,
+        },
+        {
+            "by": "topic",
+            "unit": "",
+            "groups": [group("travel", 36), group("食べ物", 4, "from 4 examples")],
+            "left_out": None,
+        },
+        {"by": "key", "unit": "", "groups": [], "left_out": "hardly two rows share a value"},
+    )
+    return sample_report(
+        systems=tuple(system(name, name, value) for name, value in roles.items()), pairs=tuple(pairs), slices=slices
+    )  # fmt: skip
+
+
+def japanese_report() -> Report:
+    """Dialogues and summaries in Japanese; the tuned model mistakes one day for another in each."""
+    pairs = []
+    for i in range(24):
+        time = f"{i % 12 + 1}時"
+        spoken = (
+            f"結衣: 金曜日の映画、来られる?\n大輔: 無理、妹が来るんだ。\n結衣: じゃあ土曜日の{time}は?\n大輔: いいよ。"
+        )
+        target = f"結衣と大輔は土曜日の{time}に映画館へ行きます。"
+        answers = {
+            "baseline": {
+                "text": "はい、わかりました。",
+                "score": 0.05 + i / 500,
+                "error": None,
+                "values": {"when": 0.0},
+            },
+            "tuned": {
+                "text": target.replace("土", "日"),
+                "score": 0.9 + i / 300,
+                "error": None,
+                "values": {"when": i % 2},
+            },
+        }
+        delta = answers["tuned"]["score"] - answers["baseline"]["score"]  # type: ignore[operator]
+        pairs.append(Pair(f"ja-{i}", spoken, (target,), answers, delta))  # type: ignore[arg-type]
+    return sample_report(title="会話の要約: 微調整は役に立つか", pairs=tuple(pairs))
 
 
 def large_report(n: int = 10_000) -> Report:

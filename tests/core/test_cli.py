@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import ftkit
-from ftkit.cli.run import _print_example
 from ftkit.files import read_json, read_jsonl
+from ftkit.looking import Preview
 from ftkit.records import Rendered
 
 Command = Callable[..., Any]
@@ -24,6 +24,7 @@ HEAVY = (
     "trl",
     "peft",
     "evaluate",
+    "pandas",
     "numpy",
     "scipy",
     "pyarrow",
@@ -60,7 +61,20 @@ def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str
 
 def test_help_lists_the_commands_of_the_contract(command: Command) -> None:
     text = command("--help").stdout
-    for name in ("run", "check", "preview", "score", "report", "runs", "plugins", "schema", "recipes"):
+    for name in (
+        "run",
+        "check",
+        "preview",
+        "score",
+        "report",
+        "runs",
+        "open",
+        "rm",
+        "clean",
+        "plugins",
+        "schema",
+        "recipes",
+    ):
         assert f"\n  {name} " in text
     for option in ("--set", "--out", "--resume", "--on", "--dry-run", "--yes", "--json"):
         assert option in command("run", "--help").stdout
@@ -80,7 +94,7 @@ def test_run_report_runs_and_check_as_json(command: Command, recipe_file: Callab
     second = ok(command("run", path, "--json", "--set", "backend.skill=0.1", "--set", "name=weak"))
     joint = ok(command("report", data["run"], second["run"], "--json", "--out", "both"))
     assert [s["name"] for s in joint["systems"]] == ["fake-run baseline", "fake-run tuned", "weak tuned"]
-    assert joint["report"] == "both" and joint["deltas"][0]["from"] == "fake-run baseline"
+    assert joint["report"] == "both" and joint["deltas"][0]["from"] == "fake-run tuned"  # of two, which is better?
     assert {"report.html", "report.md", "report.json"} == {p.name for p in (tmp_path / "both").iterdir()}
 
     listed = ok(command("runs", "--json"))["runs"]
@@ -89,7 +103,7 @@ def test_run_report_runs_and_check_as_json(command: Command, recipe_file: Callab
     assert [row["name"] for row in listed] == ["fake-run", "weak"] and all(row["status"] == "done" for row in listed)
     assert listed[0]["metrics"]["tuned"]["metric"] == "overlap"
     text = command("runs").stdout
-    assert f"tuned overlap {100 * data['metrics']['tuned']['overlap']['value']:.2f}" in text
+    assert f"-> {100 * data['metrics']['tuned']['overlap']['value']:.2f}" in text
     shown = command("report", data["run"])
     assert shown.returncode == 0 and "baseline" in shown.stdout and "tuned is better than baseline" in shown.stdout
 
@@ -154,7 +168,7 @@ def test_preview(command: Command, recipe_file: Callable[..., Path]) -> None:
     assert "does not show tokens" in command("preview", recipe_file(backend={"plugin": "fake-echo"})).stderr
 
 
-def test_preview_says_which_rows_it_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_says_which_rows_it_measured() -> None:
     example = Rendered("a", "x", (1,), ("x",), (True,), 0)
     lengths = {
         "rendered": 2000,
@@ -164,8 +178,7 @@ def test_preview_says_which_rows_it_measured(capsys: pytest.CaptureFixture[str])
         "lose_prompt_tokens": 13,
         "lose_target_tokens": 0,
     }
-    _print_example(example, {"train": lengths}, 14732, "backend.sequence_len")
-    said = capsys.readouterr().out.splitlines()[-1]
+    said = Preview(example, "train", 14732, {"train": lengths}, "backend.sequence_len").facts[-1]
     assert said == (
         "train, the first 2,000 of 14,732 rows: median 100, 95 % below 854, longest 1067 tokens; "
         "13 lose prompt tokens (backend.sequence_len)"
@@ -275,7 +288,7 @@ def test_score_says_what_is_wrong_and_leaves_nothing(
         ("run", "name a recipe, or a run to --resume"),
         ("run x.yaml --resume runs/y", "not both"),
         ("run --resume nowhere", "nowhere is not a run directory"),
-        ("run --resume nowhere --set a=1", "takes no --set"),
+        ("run --resume nowhere --dry-run", "takes no --dry-run"),
         ("run nowhere.yaml", "there is no file nowhere.yaml"),
         ("run ../../quickstart.yaml", "no such file"),
         ("run file:///etc/passwd", "no such file"),

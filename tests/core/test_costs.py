@@ -58,6 +58,7 @@ def ways(system: System, **prices: float) -> dict[str, Way]:
         (replace(MACHINE, info={}, measure_usd=None, train_usd=None), {}, None, None, 450, None),
         (replace(MACHINE, seconds=None, n_predictions=0), {"usd_per_1k": 1}, 0.4, 1, None, 0.8),
         (replace(API, n_predictions=0), {}, 6, None, None, None),
+        (replace(API, n_priced=150), {}, 6, 0.4, 100, None),  # 50 failed, and cost nothing
     ],
 )
 def test_price_and_time_of_a_system(

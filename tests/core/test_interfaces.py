@@ -153,7 +153,8 @@ def test_a_tracker_has_its_own_patience(recipe: Make, fakes: ModuleType, tmp_pat
             (tmp_path / "told").write_text(report.verdict)
 
     warnings: list[str] = []
-    watching = observers.Observers(Plugins(), [("slow", Slow()), ("hanging", fakes.Hanging())], warnings.append)
+    trackers = [("slow", Slow()), ("hanging", fakes.Hanging())]
+    watching = observers.Observers(Plugins(), trackers, tmp_path, str, warnings.append)
     report = types.SimpleNamespace(verdict="better")
     watching.notify("logged", run=None, event={})
     watching.notify("finished", run=None, record=None, report=report)
@@ -371,7 +372,7 @@ def test_a_broken_run_costs_the_list_and_the_report_nothing_else(
     a, b = sorted((tmp_path / "runs").iterdir())
     for text in ('{"metrics": {"overlap"', "[]", '{"metrics": {"overlap": 3}, "settings": {}}', "null"):
         (a / "tuned" / "metrics.json").write_text(text)
-        listed = command("runs")
+        listed = command("runs", "-v")
         assert listed.returncode == 0 and a.name in listed.stdout and b.name in listed.stdout
         assert f"cannot be read: runs/{a.name}/tuned/metrics.json" in listed.stderr
         refused = command("report", a)

@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 import ftkit
 from ftkit.console import Console
-from ftkit.errors import InputError
+from ftkit.errors import InputError, RecipeError, RunFailed
 from ftkit.files import read_json, read_jsonl
 from ftkit.records import GenerationConfig
 
@@ -147,10 +148,83 @@ def test_a_measurement_may_ask_for_the_loss(fakes: Any, recipe: Callable[..., An
 def test_a_backend_may_leave_a_remote_job(command: Any, recipe_file: Any, tmp_path: Path) -> None:
     left = command("run", recipe_file(), FAKES="train=detach")
     assert left.returncode == 130
-    assert "left the job job-1\n  look again later" in left.stderr and "the remote job goes on" in left.stderr
+    assert "left the job job-1\n  look again later" in left.stderr and "the remote job continues" in left.stderr
     (directory,) = (tmp_path / "runs").iterdir()
     assert json.loads((directory / "run.json").read_text())["status"] == "interrupted"
     refused = command("run", recipe_file(), "--answer", "create-again=yes")
     assert refused.returncode == 2 and "--resume" in refused.stderr
     again = command("run", "--resume", directory, "--answer", "create-again=yes", FAKES="train=detach")
     assert again.returncode == 0, again.stderr
+
+
+# ---------------------------------------------------------------- machines
+
+
+def test_what_a_machine_may_cost_is_confirmed_and_what_it_cost_is_reported(
+    fakes: Any,
+    recipe: Callable[..., Any],
+    fake_site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limit = {"usd": 6.0, "usd_per_hour": 3.0, "seconds": 7200, "usd_detail": "3 dollars an hour, for 2 hours."}
+    paid = {"usd": 1.25, "seconds": 1500.0, "usd_per_hour": 3.0, "source": "a list"}
+    launch = fakes.Elsewhere.launch
+    monkeypatch.setattr(fakes.Elsewhere, "estimate", lambda self, where, estimates: limit if where != "free" else {})
+    monkeypatch.setattr(fakes.Elsewhere, "launch", lambda self, run, where: launch(self, run, "") or paid)
+    monkeypatch.setenv("PYTHONPATH", str(fake_site))
+    with pytest.raises(InputError, match=r"about \$4\.20 and at most \$6\.00 for machines[\s\S]*--yes"):
+        ftkit.run(recipe({"usd": 4.2}), out=tmp_path / "runs", where="fake-elsewhere")
+    assert "price limit: fake-elsewhere, at most $6.00. 3 dollars an hour" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    run = ftkit.run(recipe(), out=tmp_path / "runs", console=QUIET, yes=True, where="fake-elsewhere")
+    assert read_json(run.dir / "run.json")["rental"] == paid
+    assert read_json(run.dir / "audit.json")["launch_estimate"]["usd"] == 6.0
+    (spent,) = (r for r in read_json(run.dir / "report.json")["costs"]["runs"] if "elsewhere" in r["run"])
+    assert (spent["estimated"], spent["actual"], spent["source"]) == (6.0, 1.25, "a list")
+    assert "$1.25 (a list)" in (run.dir / "report.md").read_text("utf-8")
+
+
+def test_a_rented_hour_prices_what_has_no_price_of_its_own() -> None:
+    from ftkit.records import System
+    from ftkit.report.costs import system_cost
+
+    system = System("tuned", "run", "tuned", "tuned", {}, seconds=36.0, train_seconds=360.0, n_predictions=10)
+    rented = replace(system, info={"rented_usd_per_hour": 10.0})
+    cost = system_cost(rented, {})
+    assert (cost.train_usd, cost.usd_per_1k, cost.usd_per_hour) == (1.0, pytest.approx(10.0), 10.0)
+    assert set(cost.sources.values()) == {"rented machine"} and system_cost(system, {}).usd_per_hour is None
+    api = system_cost(replace(rented, measure_usd=0.5), {})
+    assert api.usd_per_hour is None and api.usd_per_1k == 50.0, "an API is not paid by the hour"
+
+
+def test_a_run_that_moves_to_a_place_that_costs_is_confirmed(
+    fakes: Any, recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fakes.Elsewhere, "estimate", lambda self, where, estimates: {"usd": 6.0})
+    monkeypatch.setenv("FAKES", "train=crash")
+    with pytest.raises(RunFailed):
+        ftkit.run(recipe(), out=tmp_path, console=QUIET)
+    (folder,) = (path.parent for path in tmp_path.glob("*/run.json"))
+    with pytest.raises(InputError, match=r"at most \$6\.00 for machines"):
+        ftkit.resume(folder, console=QUIET, where="fake-elsewhere")
+    assert read_json(folder / "run.json")["where"] is None
+
+
+def test_options_of_a_launcher_and_findings_of_this_machine(
+    fakes: Any, recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftkit.records import Finding
+    from ftkit.run.elsewhere import launcher_at
+
+    with pytest.raises(RecipeError, match="--on: unknown key `max_usd`"):
+        launcher_at("fake-elsewhere:x,max_usd=3")
+    assert launcher_at("fake-elsewhere:a=b")[1] == "a=b", "options stand behind a comma"
+    finding = Finding("error", "there is no GPU", here=True)
+    monkeypatch.setattr(fakes.FakeBackend, "check", lambda self, task, trains=True: [finding])
+    monkeypatch.setattr(fakes.Elsewhere, "launch", lambda self, run, where: None)
+    with pytest.raises(RecipeError, match="there is no GPU"):
+        ftkit.run(recipe(), out=tmp_path / "here", console=QUIET)
+    with pytest.raises(RunFailed, match="before baseline"):  # it was prepared, and launched
+        ftkit.run(recipe(), out=tmp_path / "there", console=QUIET, where="fake-elsewhere")

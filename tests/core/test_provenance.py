@@ -97,7 +97,9 @@ def test_the_lock_holds_variables_and_code_and_no_secret_or_path(
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0",
     }  # fmt: skip
     hidden = {"CUDA_API_KEY": "s3cret", "MKL_TOKEN": "s3cret", "OMP_PASSWORD": "s3cret", "NVIDIA_SECRET": "s3cret"}
-    done = command("run", recipe_file(), "--out", tmp_path / "runs", CUDA_HOME="/home/jane/cuda", **variables, **hidden)
+    done = command(
+        "run", recipe_file(), "--out", tmp_path / "runs", CUDA_HOME="/usr/local/jane/cuda", **variables, **hidden
+    )
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs").glob("*/lock.json")
     lock = read_json(path)

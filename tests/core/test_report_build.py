@@ -105,16 +105,15 @@ def test_two_backends_are_four_systems_with_bases_and_tuned_compared(go: Callabl
     assert [s.name for s in found.systems] == ["here baseline", "here tuned", "there baseline", "there tuned"]
     tested = [d for d in found.deltas if d.metric == "overlap"]
     assert [(d.from_, d.to) for d in tested] == [
+        ("here tuned", "there tuned"),  # the headline's difference comes first
         ("here baseline", "here tuned"),
         ("there baseline", "there tuned"),
-        ("here tuned", "there tuned"),
         ("here baseline", "there baseline"),
     ]
     assert [d.p_adjusted for d in tested] == pytest.approx(holm([d.p_value or 0.0 for d in tested]))
-    assert [d.verdict for d in tested] == ["better", "better", "scored lower", "no difference shown"]
-    last = found.verdict_detail.split("\n")[2]
-    assert last.startswith("This training run scored lower than that one: there tuned against here tuned: overlap")
-    assert "nothing is claimed of the recipes" in last
+    assert [d.verdict for d in tested] == ["scored lower", "better", "better", "no difference shown"]
+    assert found.verdict == "This training run scored lower than that one: there tuned against here tuned"
+    assert "nothing is claimed of the recipes" in found.verdict_detail.split("\n")[0]
 
 
 def test_deltas_are_paired_means(go: Callable[..., RunResult]) -> None:
@@ -125,10 +124,95 @@ def test_deltas_are_paired_means(go: Callable[..., RunResult]) -> None:
     assert delta.n == len(both) == 23 and delta.delta == pytest.approx(sum(t - b for b, t in both) / 23)
 
 
-def test_two_runs_of_one_name(go: Callable[..., RunResult]) -> None:
-    runs = [go(), go({"skill": 0.1})]
+def test_of_several_runs_the_headline_names_the_best_and_how_many_beat_the_base(go: Callable[..., RunResult]) -> None:
+    """It spoke of the first run on the command line: "No difference shown" while others had gained."""
+    found = report(*(go({"skill": skill}, name=name) for name, skill in (("weak", 0.0), ("good", 0.9), ("fair", 0.6))))
+    base, best = found.systems[0].metrics["overlap"].value, found.systems[2].metrics["overlap"].value
+    assert found.verdict.startswith(f"Best of 3: good, overlap {100 * base:.1f} → {100 * best:.1f} (+")
+    assert found.verdict.endswith("; 2 of 3 beat the base model")
+    assert (found.deltas[0].from_, found.deltas[0].to) == ("weak baseline", "good tuned")
+    assert found.headline and found.headline.title == found.verdict
+    assert found.distribution and (found.distribution.from_, found.distribution.to) == ("weak baseline", "good tuned")
+    none = report(*(go({"skill": 0.0}, name=name) for name in ("p", "q", "r")))
+    assert none.verdict == "None of 3 beats the base model"
+
+
+def test_the_headline_counts_the_rows_and_says_what_is_wrong(go: Callable[..., RunResult]) -> None:
+    run = go({"fail": ["test-0"]}, controls=["fake-echo"])
+    found = report(run)
+    spread, head = found.distribution, found.headline
+    assert spread is not None and head is not None
+    by_id = [
+        {s.example_id: s.values["overlap"] for s in run.directory.scores(stage) if s.values}
+        for stage in ("baseline", "tuned")
+    ]
+    gains = {i: after - by_id[0][i] for i, after in by_id[1].items() if i in by_id[0]}
+    assert {row["id"]: row["gain"] for row in spread.gains} == pytest.approx(gains) and len(gains) == 23
+    assert [row["gain"] for row in spread.gains] == sorted(gains.values(), reverse=True)
+    assert spread.n_better == sum(g > 0 for g in gains.values()) and spread.n_same == sum(
+        g == 0 for g in gains.values()
+    )
+    assert sum(spread.counts["tuned"]) == 23 and len(spread.edges) == 21
+    said = f"Of the 23 rows {spread.n_better} are better, {spread.n_same} the same and {spread.n_worse} worse."
+    assert said in head.text and "1 of 24 requests failed" in head.wrong
+    assert any("the control fake-echo" in text for text in head.text)
+    labels = [fact["label"] for fact in head.strip]
+    assert labels == ["Model", "Method", "Data", "Time and price", "Seeds"]
+
+
+def test_a_plugins_finding_leads_the_report(go: Callable[..., RunResult], tmp_path: Path) -> None:
+    from ftkit.hookspecs import hookimpl
+    from ftkit.plugins import PluginSource, installed_plugins
+    from ftkit.records import Section
+
+    class Finding:
+        @hookimpl
+        def ftkit_report_sections(self, runs: list[RunDirectory]) -> list[Section]:
+            return [Section(f"About {r.record().name}", (), "It learned the form.", "The loss fell.") for r in runs]
+
+    plugin = Finding()
+    installed_plugins().register(plugin, PluginSource("f", "f", "f", "1"))
+    try:
+        runs = [go(), go(name="b")]
+        found = ftkit.report(runs[0], out=tmp_path / "one")
+        assert found.headline and found.headline.title == found.verdict == "It learned the form."
+        assert found.headline.source == "About fake-run" and found.headline.text[0] == "The loss fell."
+        assert found.verdict_detail.split("\n")[1].startswith("tuned is better than baseline: overlap")
+        assert '<h2 id="verdict">It learned the form.</h2>' in (tmp_path / "one" / "report.html").read_text()
+        assert "**It learned the form.**" in (tmp_path / "one" / "report.md").read_text()
+        both = report(*runs)
+        assert (
+            both.headline
+            and both.headline.source == ""
+            and both.headline.text[0] == "About fake-run: It learned the form."
+        )
+    finally:
+        installed_plugins().manager.unregister(plugin)
+
+
+def test_a_brief_is_written_on_request(
+    go: Callable[..., RunResult], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = go()
+    assert command("report", run.dir, "--out", tmp_path / "r").returncode == 0
+    assert not (tmp_path / "r" / "brief.html").exists()
+    assert command("report", run.dir, "--brief", "--out", tmp_path / "r").returncode == 0
+    head = report(run).headline
+    assert head and f'<h2 id="verdict">{head.title}</h2>' in (tmp_path / "r" / "brief.html").read_text()
+
+
+def test_two_runs_of_one_name_are_called_by_what_differs(go: Callable[..., RunResult]) -> None:
+    found = report(go(), go({"skill": 0.1}))
+    assert [s.name for s in found.systems] == ["baseline", "skill=0.8", "skill=0.1"]
+    assert found.headline and found.headline.title.startswith("skill=0.8 scored higher than skill=0.1: overlap ")
+    assert found.differing and found.differing.systems == ("skill=0.8", "skill=0.1")
+    assert [(row["key"], row["values"]) for row in found.differing.rows] == [("backend.skill", ["0.8", "0.1"])]
+
+
+def test_two_runs_of_one_recipe_are_called_by_their_ids(go: Callable[..., RunResult]) -> None:
+    runs = [go(), go()]
     names = [s.name for s in report(*runs).systems]
-    assert len(set(names)) == 3 and all(any(r.directory.id in n for r in runs) for n in names)
+    assert names[1:] == [f"{run.directory.id} tuned" for run in runs]
 
 
 # ---------------------------------------------------------------- money
@@ -143,7 +227,7 @@ def test_prices_of_a_machine_and_of_an_api_stand_beside_quality(go: Callable[...
     costs = {c.system: c for c in Costs.from_dict(found.costs).systems}
     assert list(costs) == [s.name for s in found.systems]
     tuned = costs["api tuned"]
-    assert tuned.usd_per_1k == pytest.approx(0.0003 * 23 / 24 * 1000) and tuned.train_usd == 0.25
+    assert tuned.usd_per_1k == pytest.approx(0.3) and tuned.train_usd == 0.25  # of the 23 answers that had a price
     assert (tuned.n_failed, tuned.n_predictions, tuned.usd_per_hour) == (1, 24, None)
     assert costs["api baseline"].shutdown_date == "2027-01-14" and costs["api baseline"].train_usd is None
     machine = costs["local tuned"]
@@ -256,7 +340,9 @@ def test_an_unfinished_run(
     assert found.warnings == (f"{says} with: ftkit run --resume runs/{path.parent.name}",)
     page = (tmp_path / "report" / "report.html").read_text()
     text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
-    assert "No verdict" in page and says in page and "No verdict" in text and says in text
+    assert "No verdict" in text and says in text
+    ended = "Interrupted in baseline" if "baseline" in missing else "Failed in train"
+    assert ended in page and f"ftkit run --resume {path.parent}<" in page
     monkeypatch.delenv("FAKES")
     whole = go(name="whole", controls=["fake-echo"])
     assert "whole tuned" in [s.name for s in ftkit.report(whole, path.parent, out=tmp_path / "both").systems]
@@ -417,3 +503,26 @@ def test_a_named_column_is_not_taken_for_another_role(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"model_answer": "wrong", "answer": "right"}]))
     with pytest.raises(ftkit.FtkitError, match="which column holds the prediction"):
         ftkit.score(path, "exact-match", out=tmp_path / "runs", target="answer")
+
+
+@pytest.mark.parametrize(
+    ("test", "validation", "test_in_validation", "note"),
+    [
+        (0, 0, 0, "no leaks found"),
+        (0, 1, 0, "no test row in the training rows"),
+        (0, 0, 1, "no test row in the training rows"),
+        (2, 1, 1, "2 test rows also in the training rows"),
+    ],
+)
+def test_the_strip_speaks_of_no_leaks_only_where_there_are_none(
+    test: int, validation: int, test_in_validation: int, note: str
+) -> None:
+    from ftkit.report.strip import _data
+
+    audit = {
+        "splits": {"train": {"rows": 9}},
+        "leaks": {"test": {"rows": test}, "validation": {"rows": validation}},
+        "test_in_validation": {"rows": test_in_validation},
+    }
+    fact = _data([audit])
+    assert fact is not None and fact["note"] == note

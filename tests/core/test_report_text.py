@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 
 import pytest
+from markdown_it import MarkdownIt
 from report_samples import HOSTILE
 
 from ftkit.report.page import charts
-from ftkit.report.page.text import md_text, moment
+from ftkit.report.page.text import ZERO_WIDTH, md_text, moment
 from ftkit.text import about, dollars, duration, p_value, scale_for, size, visible
 
 
@@ -53,6 +53,14 @@ def test_numbers_are_written_for_people(unit: str, value: float | None, shown: s
 )
 def test_costs_and_p_values(written: str, expected: str) -> None:
     assert written == expected
+
+
+@pytest.mark.parametrize(
+    ("unit", "width", "shown"),
+    [("fraction", 0.04, "90.5"), ("fraction", 0.004, "90.53"), ("fraction", 0.5, "90.5"), ("words", 0.5, "0.91"), ("words", 30, "1"), ("tokens", 0.003, "0.9053")],
+)  # fmt: skip
+def test_the_digits_follow_the_interval(unit: str, width: float, shown: str) -> None:
+    assert scale_for(unit, [0.9053], [width, None]).value(0.9053) == shown
 
 
 @pytest.mark.parametrize("ends", [(0, 1), (0.4, 3.7), (5, 5), (-2, 9), (0, 1e-9), (1e17, 1e17 + 16), (-1e99, 1e99)])
@@ -100,8 +108,27 @@ def test_hidden_characters_become_visible() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["# heading", "- item", "+ item", "1. item", "---", "===", "> quote", "a\n\n# b", "a | b", "*a*", "`a`", "~a~"],
-)
+    [
+        *("# heading", "- item", "+ item", "1. item", "2) item", "---", "===", "> quote", "a\n\n# b", "a | b", "*a*"),
+        *("**a**", "`a`", "~~a~~", "_a_", "__a__", "a _b_ c", "_a_b_", "<b>", "</b>", "<!-- a -->", "<?a?>", "&amp;", "&#95;"),
+        *("[a](http://b.test)", "![a](b)", "[a]: b", "http://a.test", "<http://a.test>", "a \\* b", "\\", "=", "+", "-"),
+        HOSTILE,
+    ],
+)  # fmt: skip
 def test_markdown_marks_mean_nothing(text: str) -> None:
+    """A renderer shows a data text letter by letter, in a paragraph as in a table's cell."""
     line = md_text(text)
-    assert "\n" not in line and not re.match(r"[#>+=-]|\d+[.)]", line) and not set(line) & set("|*`~<>")
+    assert "\n" not in line
+    letters = " ".join(visible(text).split())
+    renderer = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    for page in (line, f"| head |\n|---|\n| {line} |\n"):
+        tokens = renderer.parse(page)
+        inline = [t for t in tokens if t.type == "inline"][-1]
+        assert {t.type for t in inline.children or ()} <= {"text", "text_special"}, page
+        assert "".join(t.content for t in inline.children or ()).replace(ZERO_WIDTH, "") == letters
+        assert {t.type for t in tokens} <= {"inline", "paragraph_open", "paragraph_close"} or page != line
+
+
+@pytest.mark.parametrize("text", ["all_slots", "rouge1 → 5 < 6 & more", "costs $0.42", "a_b_c", "test-0-2", "x > y"])
+def test_markdown_of_plain_names_is_readable_in_a_terminal(text: str) -> None:
+    assert md_text(text) == text

@@ -244,11 +244,11 @@ def test_resume_ends_like_an_unbroken_run(
         with pytest.raises(Interrupted):
             ftkit.resume(run, console=QUIET)
     monkeypatch.delenv("FAKES")
-    prepared = (run / "lock.json").stat().st_mtime_ns
+    prepared = (run / "audit.json").stat().st_mtime_ns
     resumed = ftkit.resume(run, console=QUIET)
     record = resumed.directory.record()
     assert record.status == "done" and record.error is None and all(s.status == "done" for s in record.stages)
-    assert (run / "lock.json").stat().st_mtime_ns == prepared  # finished stages are not repeated
+    assert (run / "audit.json").stat().st_mtime_ns == prepared  # finished stages are not repeated
     assert results(run) == results(whole.dir)
     steps = [row["step"] for row in resumed.directory.log_rows() if row["event"] == "step"]
     assert steps == [1, 2, 3, 4, 5, 6]

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ import ftkit
 from ftkit.interface import RunResult
 from ftkit.records import Delta, Report
 from ftkit.report import render_html, render_markdown
-from ftkit.report.compare import _word
+from ftkit.report.compare import word_of
 from ftkit.text import p_value
 
 TARGET = "one two three four five six seven eight nine ten"
@@ -95,16 +96,21 @@ def test_every_form_of_the_report_shows_what_decided(score: Callable[..., RunRes
     head = found.deltas[0]
     level = f"{100 * head.confidence:.4g} %"
     assert head.p_adjusted is not None and f"{head.to} is {head.verdict} than {head.from_}" == found.verdict
-    low, high = (f"{100 * (x or 0):+.2f}".replace("-", "−") for x in (head.low, head.high))
+    low, high = (f"{100 * (x or 0):+.1f}".replace("-", "−") for x in (head.low, head.high))
     shown = p_value(head.p_adjusted)
     assert f"{level} interval [{low}, {high}], p {shown} after Holm's correction" in found.verdict_detail.split("\n")[0]
     page = re.sub(r"\s+", " ", render_html(found))
-    assert f"<dt>{level} interval</dt><dd>{low} to {high}</dd>" in page
-    assert f"<dt>p, Holm</dt><dd>{shown.replace('<', '&lt;')}</dd>" in page
+    escaped = shown.replace("<", "&lt;")
+    assert f"({level} interval {low} to {high})" in page  # the sentence under the headline
     lines = render_markdown(found)
-    assert f"{level} interval {low} to {high}, p {shown.replace('<', '&lt;')} after Holm&#39;s correction" in lines or (
-        f"{level} interval {low} to {high}, p {shown.replace('<', '&lt;')} after Holm's correction" in lines
+    assert f"({level} interval {low} to {high})" in lines
+    pair = replace(found, systems=found.systems[:2])  # two systems stand in a table, three in a matrix
+    table = re.sub(r"\s+", " ", render_html(pair))
+    assert (
+        f'<span class="interval">{low} to {high}, {level}</span></td><td class="num">{p_value(head.p_value).replace("<", "&lt;")}</td><td class="num">{escaped}</td>'
+        in table
     )
+    assert f"| {low} to {high} ({level}) | {shown} |" in render_markdown(pair)
     data = json.loads((tmp_path / "report" / "report.json").read_text())["deltas"][0]
     keys = ("p_value", "p_adjusted", "confidence", "low", "high")
     assert [data[key] for key in keys] == [getattr(head, key) for key in keys]
@@ -113,7 +119,7 @@ def test_every_form_of_the_report_shows_what_decided(score: Callable[..., RunRes
 
 def test_where_the_two_disagree_the_verdict_needs_both() -> None:
     def word(p: float, low: float | None, high: float | None, adjusted: float | None = None) -> str:
-        return _word(Delta("a", "b", "m", 0.1, low, high, p, 50, adjusted), True)
+        return word_of(Delta("a", "b", "m", 0.1, low, high, p, 50, adjusted), True)
 
     assert word(0.04, 0.01, 0.2) == "better"
     assert word(0.06, 0.01, 0.2) == word(0.04, -0.01, 0.2) == word(0.04, 0.01, 0.2, 0.06) == "no difference shown"
@@ -138,7 +144,8 @@ def test_each_pair_of_scored_files_that_differs_has_its_line(score: Callable[...
     first, second = found.verdict_detail.split("\n")
     assert first.startswith("overlap ") and second.startswith("c is better than b: overlap ")
     assert (found.deltas[0].from_, found.deltas[0].to) == ("a", "c")  # what the page's headline shows
-    assert '<h2 id="verdict">c is better than a</h2>' in render_html(found)
+    assert found.headline is not None and found.headline.title.startswith("c is better than a: overlap ")
+    assert '<h2 id="verdict">c is better than a: overlap ' in render_html(found)
 
 
 def test_scored_files_that_do_not_differ(score: Callable[..., RunResult], tmp_path: Path) -> None:

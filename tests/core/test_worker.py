@@ -89,8 +89,11 @@ def test_the_backend_gets_no_test_rows(prepared: Any, fake_site: Path, tmp_path:
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ("input", {"message": "the token has no access", "hint": "log in"}),
-        ("crash", {"message": "RuntimeError: the fake trainer broke", "hint": None}),
+        ("input", {"message": "the token has no access", "hint": "log in", "cause": "other", "kind": "InputError"}),
+        (
+            "crash",
+            {"message": "RuntimeError: the fake trainer broke", "hint": None, "cause": "other", "kind": "RuntimeError"},
+        ),
     ],
 )
 def test_an_error_is_left_and_the_next_attempt_resumes(

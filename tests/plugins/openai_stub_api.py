@@ -250,6 +250,7 @@ class Endpoints:
         used = {"prompt_tokens": len(text) // 4 + 8, "completion_tokens": n * (len(answer) // 4 + 1)}
         return {
             "id": self.new_id("chatcmpl-"), "object": "chat.completion", "created": int(time.time()), "model": body["model"],
+            "system_fingerprint": "fp_tuned" if tuned else "fp_base",
             "choices": [{"index": i, **choice} for i in range(n)], "usage": {**used, "total_tokens": sum(used.values())},
         }  # fmt: skip
 

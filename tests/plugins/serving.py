@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Serving:
     site: Path  # the fake plugins as an installed distribution
     options: Sequence[str] = ()
     env: dict[str, str] = field(default_factory=dict)
+    before: Callable[[], None] | None = None  # called in the new process: sets its limits
     exchanges: list[Exchange] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
     url: str = ""
@@ -59,6 +60,18 @@ class Serving:
         line = [sys.executable, "-c", "from ftkit.cli.main import main; main()", "serve", "--data", str(self.data)]
         return subprocess.Popen(
             [*line, *self.options, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=self.before,
+            env={**os.environ, "PYTHONPATH": str(self.site), "COLUMNS": "120", **self.env},
+        )
+
+    def launch_runs(self, *arguments: object) -> subprocess.Popen[str]:
+        """Start the command for finished runs, without a data folder, and return at once."""
+        line = [sys.executable, "-c", "from ftkit.cli.main import main; main()", "serve", "--port", "0"]
+        return subprocess.Popen(
+            [*line, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -138,15 +138,15 @@ def test_threads_are_shared_among_the_parts_and_given_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "max_parallel", "groups"), [(1, 4, [[1, 2], [3]]), (2, 1, [[1, 2], [3]]), (2, 4, [[1], [2]])]
+    ("count", "max_parallel", "groups"), [(1, 4, [[1, 2], [3]]), (2, 1, [[1, 2], [3]]), (2, 4, [[1], [2]])]
 )
 def test_what_has_no_company_is_done_in_this_thread_with_all_of_them(
-    threads: int, max_parallel: int, groups: list[list[int]]
+    count: int, max_parallel: int, groups: list[list[int]]
 ) -> None:
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
     here = threading.get_ident()
     for _, made in in_parallel(lambda _: (threading.get_ident(), torch.get_num_threads()), groups, print, max_parallel):
-        assert set(made) == {(here, threads)}
+        assert set(made) == {(here, count)}
 
 
 def test_not_much_is_begun_ahead_of_who_reads() -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from ftkit_gsm8k._sample import few_shot, fixed_sample
 from ftkit_gsm8k._taxonomy import KINDS, RULES, holding, kind_of
 from ftkit_gsm8k._variants import changed, variants
 from ftkit_trl import TrlSftQlora
+from kill_at import Stopper
 
 import ftkit
 from ftkit.console import Console
@@ -30,7 +27,6 @@ from ftkit.report import write_report
 
 ROOT = Path(__file__).parents[2]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
-FTKIT = [sys.executable, "-m", "ftkit"]
 
 
 def example(question: str, answer: str, name: str = "q") -> Example:
@@ -270,6 +266,7 @@ def test_the_base_solves_some_and_training_on_steps_teaches_the_format(steps: ft
     assert tuned["answer_format"].value - base["answer_format"].value > 0.5
     verdict = section(steps)["blocks"][0]["text"]
     assert "SFT taught the format" in verdict and "taught solving" not in verdict
+    assert steps.report.headline and steps.report.headline.title.startswith("SFT taught the format")
     losses = [steps.directory.metrics(f"probe-{w}-test")["loss"].value for w in ("base", "step-20", "tuned")]
     assert losses[0] > losses[1] > losses[2]
 
@@ -301,12 +298,14 @@ def test_a_probe_killed_twice_ends_with_the_same_numbers(tmp_path: Path) -> None
     whole = probe("gsm8k-quickstart", tmp_path / "whole", *tiny)
     sets = [word for item in [*SMALL, *tiny] for word in ("--set", item)]
     out = tmp_path / "killed"
-    command = [*FTKIT, "run", str(ROOT / "recipes" / "gsm8k-quickstart.yaml"), "--out", str(out), *sets]
-    kill_when(command, out, "probe-base-samples/predictions.journal")
-    (directory,) = [p for p in out.iterdir() if p.is_dir()]
-    kill_when([*FTKIT, "run", "--resume", str(directory)], out, "probe-step-2-train/predictions.journal")
-    done = subprocess.run([*FTKIT, "run", "--resume", str(directory)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    line: list[Any] = ["run", ROOT / "recipes" / "gsm8k-quickstart.yaml", "--out", out, *sets]
+    with Stopper(tmp_path, "ftkit_trl._train", "ftkit_trl._generate") as stopper:
+        for stage in ("probe-base-samples", "probe-step-2-train"):
+            killed = stopper.run(*line, at=rf"open .*/{stage}/predictions\.journal", nth=2)
+            assert killed.status == -signal.SIGKILL, killed.said
+            (directory,) = [p for p in out.iterdir() if p.is_dir()]
+            line = ["run", "--resume", directory]
+    ftkit.resume(directory, Console(silent=True))
     for stage in whole.directory.measured():
         for file in ("predictions.jsonl", "scores.jsonl"):
             assert (directory / stage / file).read_bytes() == (whole.dir / stage / file).read_bytes(), stage
@@ -314,15 +313,3 @@ def test_a_probe_killed_twice_ends_with_the_same_numbers(tmp_path: Path) -> None
     write_report([ftkit.open_run(directory).directory], tmp_path)
     again, first = (json.loads((p / "report.json").read_text())["sections"] for p in (tmp_path, whole.dir))
     assert again == first
-
-
-def kill_when(command: list[str], out: Path, file: str) -> None:
-    """Start a run and kill it as soon as a measurement has begun its journal."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 180
-    while not list(out.glob(f"*/{file}")):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()

@@ -393,11 +393,12 @@ def test_preview_colours_what_is_learned(model: Callable[..., Path], tmp_path: P
     path.write_text(json.dumps(recipe(model("llama3_2"), rows)))
     piped = CliRunner().invoke(cli.ftkit, ["preview", str(path)]).stdout
     assert re.search(r"\|<\|end_header_id\|>\|⏎\n\|⏎\n\|«O»«u»«i»«!»«<\|eot_id\|>»\n", piped), piped
+    assert "|나³|무³|?|" in piped, "a character of three tokens is shown once"
     assert "2|6|·|J|u|l|·|2|0|2|4|" in piped, "the date that the template is given"
     tokens, prompt, count = map(
         int, re.search(r"(\d+) tokens: (\d+) of the prompt, (\d+) in the loss mask", piped).groups()
     )
     assert (prompt + count, count) == (tokens, 5)
     coloured = on_a_terminal("preview", str(path))
-    green = re.findall("\x1b\\[32m\x1b\\[1m(.*?)\x1b\\[0m", coloured)
+    green = re.findall("\x1b\\[32;1m(.*?)\x1b\\[0m", coloured)
     assert green == ["O", "u", "i", "!", "<|eot_id|>"] and "\x1b" not in piped

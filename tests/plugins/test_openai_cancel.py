@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai_kit import ROOT, finished, newest, resume, run, state, stub
@@ -102,9 +103,17 @@ def test_a_job_that_appears_after_another_was_created_is_reported_and_can_be_can
     assert [job["metadata"]["ftkit_attempt"] for job in stub.jobs.values()] == ["1", "2"]
     assert state(directory)["job"]["id"] == second
     stub.hide_jobs_for = 0.0
-    stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+/events", **UNAUTHORISED)
+    refusal = stub.fail("GET", "/v1/fine_tuning/jobs/[^/]+", **{**UNAUTHORISED, "times": 0})
+    events = stub.list_events
+
+    def then_refuse(query: dict[str, str], body: Any, id: str) -> Any:
+        refusal.times = 1  # of the next look at the job, which the run follows by then
+        return events(query, body, id)
+
+    stub.list_events = then_refuse  # type: ignore[method-assign]
     with pytest.raises(RunFailed, match="401"):
         resume(directory)
+    stub.list_events = events  # type: ignore[method-assign]
     both = rf"2 jobs carry this run's metadata tag: {first}, {second}; `ftkit cancel \S+` cancels "
     assert any(re.search(both + "all", warning) for warning in RunDirectory.open(directory).record().warnings)
     stub.jobs[second]["status"], stub.ending = "running", "succeeded"

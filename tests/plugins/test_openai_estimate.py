@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def test_a_recipe_contains_its_own_prices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong", [{"m": 3}, {"m": {"training": 1}}, {"m": {"training": 1, "input": "x", "output": 1}}, {"m": {"train": 1}}, "nowhere.yaml",
-              {"m": {"training": -1, "input": 1, "output": 1}}],
+              *({"m": {"training": 1, "input": bad, "output": 1}} for bad in (-1, -0.01, math.nan, math.inf, -math.inf, True, None, [], ".nan", "-inf", 10**400))],
 )  # fmt: skip
 def test_a_wrong_price_table_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"price"):
@@ -92,10 +93,64 @@ def test_a_control_pays_only_for_its_answers() -> None:
     assert len(said) == 1 and "no connection" in said[0]
 
 
-@pytest.mark.parametrize(("rows", "passes"), [(10, 10), (33, 4), (100, 3), (8000, 3), (9000, 2), (30_000, 1), (2, 25)])
+@pytest.mark.parametrize(
+    ("rows", "passes"),
+    [(10, 10), (15, 6), (33, 3), (34, 3), (100, 3), (8333, 3), (8334, 2), (8000, 3), (9000, 2), (30_000, 1), (2, 25)],
+)
 def test_epochs_of_auto(rows: int, passes: int) -> None:
     assert epochs(ManagedOptions(base_model="m"), rows) == passes
     assert epochs(ManagedOptions(base_model="m", n_epochs=7), rows) == 7
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
+@pytest.mark.parametrize("option", ["max_usd", "timeout", "patience", "find_window", "model_wait", "learning_rate"])
+def test_no_limit_is_nan_or_infinite_or_negative(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=option):
+        ManagedOptions(base_model="m", **{option: value})
+
+
+# ---------------------------------------------------------------- tokens, counted as OpenAI's cookbook does
+
+
+def bytes_counter() -> _tokens.Counter:
+    """A counter by which each byte is a token: OpenAI's tables are not on every machine."""
+    return _tokens.Counter(lambda text: len(text.encode()), "bytes", True)
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "tokens"),
+    [
+        ([], None, 3),
+        ([{"role": "user", "content": "ab"}], None, 3 + 3 + 1 + 2),
+        ([{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c", "weight": 0}], None, 3 + 2 * 4 + 3),
+        ([{"role": "user", "content": "ab", "name": "Eva"}], None, 3 + 3 + 1 + 2 + 3 + 1),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], None, 3 + 3 + 1 + len('[{"id": "1"}]')),
+        ([{"role": "user", "content": "ab"}], [{"a": 1}], 9 + len('[{"a": 1}]')),
+    ],
+)
+def test_a_chat_is_counted(messages: Any, tools: Any, tokens: int) -> None:
+    assert bytes_counter().chat(messages, tools) == tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({"base_model": "gpt-4o-mini-2024-07-18"}, 65_536), ({"base_model": "gpt-3.5-turbo-0125"}, 16_385),
+     ({"base_model": "gpt-3.5-turbo-0613"}, 4_096), ({"base_model": "gpt-35-turbo-1106", "dialect": "azure"}, 16_385),
+     ({"base_model": "gpt-3.5-turbo-0125", "max_example_tokens": 100}, 100), ({"base_model": "m"}, 65_536)],
+)  # fmt: skip
+def test_an_example_is_paid_for_up_to_its_limit(
+    options: dict[str, Any], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftkit_openai import _estimate
+
+    monkeypatch.setattr(_estimate, "counter", lambda model: bytes_counter())
+    o = ManagedOptions(**options, n_epochs=1)
+    assert o.example_limit == limit
+    task = make_task(10, text="x" * 70_000 + str(options))
+    short = "s" * 10 + str(options)
+    task = replace(task, splits={**task.splits, "train": (*task.train, *make_task(1, short).train)})
+    chat = task.train[-1].training_chat()["messages"]
+    assert estimate(o, task)["trained_tokens"] == 10 * limit + min(limit, bytes_counter().chat(chat))
 
 
 # ---------------------------------------------------------------- facts, computed once per process

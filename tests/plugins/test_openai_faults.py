@@ -210,8 +210,14 @@ def test_with_a_server_of_the_runs_own_the_outcome_is_unknown_only_after_a_timeo
 
 def test_a_list_that_fails_leaves_the_outcome_unknown(stub: Stub, tmp_path: Path) -> None:
     stub.fail("POST", CREATE, status=502, after=True)
-    stub.fail("GET", CREATE, times=0)
-    listing = stub.fail("GET", CREATE + r"\?.*metadata.*", status=500, times=100)
+    listing = stub.fail("GET", CREATE + r"\?.*metadata.*", status=500, times=0)
+    create = stub.post_job
+
+    def then_fail(query: dict[str, str], body: Any) -> Any:
+        listing.times = 100
+        return create(query, body)
+
+    stub.post_job = then_fail  # type: ignore[method-assign]
     with pytest.raises(RunFailed, match="outcome unknown"):
         run(stub, tmp_path)
     with pytest.raises(RunFailed, match="failed while searching for what was created"):  # a confirmation is not enough

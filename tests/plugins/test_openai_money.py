@@ -162,3 +162,17 @@ def test_a_server_that_requires_a_key_where_there_is_none(
     assert "requires a key, and OPENAI_API_KEY is not set (401)" in finding.message
     (finding,) = [f for f in found(stub, tmp_path, dialect="local") if f.level == "error"]
     assert "this machine requires a key (401)" in finding.message and "backend.api_key_env: NAME" in str(finding.hint)
+
+
+def test_the_price_of_1000_answers_leaves_out_failed_requests(stub: Stub, tmp_path: Path) -> None:
+    def bad(body: dict[str, Any]) -> bool:
+        return int(body["messages"][-1]["content"].split()[-1]) < 6
+
+    stub.answer = lambda body: "x" * 40
+    stub.fail("POST", CHAT, status=400, error=REFUSED, times=10**6, when=bad)
+    done = run(stub, tmp_path, {"test": 12})
+    costs = {c["system"]: c for c in read_json(done.path("report.json"))["costs"]["systems"]}
+    for name in ("baseline", "tuned"):
+        spent = [p.usd for p in done.predictions(name) if p.usd is not None]
+        assert len(spent) == 6
+        assert costs[name]["usd_per_1k"] == pytest.approx(sum(spent) / 6 * 1000)

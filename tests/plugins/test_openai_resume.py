@@ -88,7 +88,9 @@ def test_ctrl_c_while_a_job_is_searched_for_does_not_say_that_there_is_none(
     for how in (["run", recipe_file(stub, tmp_path, find_window=30.0), "--out", "runs", "--yes"], None):
         before = looks()
         pid = forks.start(*(how or ["run", "--resume", newest(tmp_path)]))
-        until(lambda before=before: looks() > before)
+        until(
+            lambda before=before: stub.count("POST", CREATE) and looks() > before + 1
+        )  # the first is before the request
         os.kill(pid, signal.SIGINT)
         assert forks.wait() == 130
         said = forks.log.read_text()

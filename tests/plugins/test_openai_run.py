@@ -49,6 +49,9 @@ def test_a_run_trains_and_measures(stub: Stub, tmp_path: Path) -> None:
     assert end["usd"] == pytest.approx(job["trained_tokens"] * 3 / 1e6, abs=1e-6)
     tuned = done.predictions("tuned")
     assert all(p.usd == pytest.approx((p.tokens_in * 0.30 + p.tokens_out * 1.20) / 1e6) for p in tuned)  # type: ignore[operator]
+    locked = read_json(done.path("lock.json"))["training"]
+    assert locked[f"system_fingerprint {MODEL}"] == ["fp_base"]
+    assert locked[f"system_fingerprint {model.uri}"] == ["fp_tuned"]
     assert stub.answered == 24 and len(done.recipe.to_yaml()) > 0
 
     report = read_json(done.path("report.json"))

@@ -11,6 +11,10 @@ import pytest
 from ftkit_quickstart import QuickstartDialogues
 from ftkit_quickstart._dialogues import HELD_NAMES, HELD_PLACES
 
+import ftkit
+from ftkit.console import Console
+from ftkit.files import read_json
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,6 +54,13 @@ def test_the_report_gives_a_verdict_with_an_interval_far_from_zero(quickstart: d
     assert any("stand-in" in note and "samsum.yaml" in note for note in report["notes"])
 
 
+def test_it_verifies(quickstart: dict) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ftkit", "verify", str(quickstart["dir"])], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "nothing is wrong" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
 def test_memory_stays_under_3_gb(quickstart: dict) -> None:
     stages = json.loads((quickstart["dir"] / "run.json").read_text())["stages"]
     peaks = [s["meta"]["peak_memory"] for s in stages if "peak_memory" in s["meta"]]
@@ -80,20 +91,7 @@ def test_what_ships_is_small_and_holds_no_pickle() -> None:
 
 def test_another_task_by_recipe_alone(tmp_path: Path) -> None:
     """Intent classification: the recipe's own words, no code."""
-    overrides = ["--set", "backend.max_steps=60", "--set", "backend.eval_steps=null", "--set", "dataset.test_rows=60"]
-    overrides += ["--set", "dataset.splits.test=60"]
-    command = [
-        sys.executable,
-        "-m",
-        "ftkit",
-        "run",
-        "quickstart-intent",
-        "--json",
-        "--out",
-        str(tmp_path),
-        *overrides,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads(done.stdout)["metrics"]
-    assert metrics["tuned"]["exact_match"]["low"] > metrics["baseline"]["exact_match"]["high"]
+    overrides = ["backend.max_steps=60", "backend.eval_steps=null", "dataset.test_rows=60", "dataset.splits.test=60"]
+    run = ftkit.run("quickstart-intent", out=tmp_path, overrides=overrides, console=Console(silent=True))
+    tuned, baseline = (read_json(run.dir / name / "metrics.json")["metrics"] for name in ("tuned", "baseline"))
+    assert tuned["exact_match"]["low"] > baseline["exact_match"]["high"]

@@ -122,6 +122,33 @@ def test_a_batch_gives_the_answers_of_single_requests(server: Serving, tuned: An
     assert texts == singly
 
 
+def test_a_batch_line_that_is_too_long_fails_alone(server: Serving, tuned: Any) -> None:
+    client = server.client()
+    texts = [QUESTION.format(PLACES[0]), "word " * 3000, QUESTION.format(PLACES[1]), QUESTION.format(PLACES[2])]
+    rows = [
+        {"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": tuned.fine_tuned_model, "temperature": 0, "max_completion_tokens": 8,
+                  "messages": [{"role": "user", "content": text}]}}
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    file = upload(client, "".join(json.dumps(row) + "\n" for row in rows).encode(), "batch")
+    batch = client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h")
+    ended = batch_ended(client, batch.id)
+    answers = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
+    assert [row["custom_id"] for row in answers] == ["0", "2", "3"]
+    for row in answers:
+        single = client.chat.completions.create(**rows[int(row["custom_id"])]["body"])  # type: ignore[arg-type]
+        assert row["response"]["body"]["choices"][0]["message"]["content"] == single.choices[0].message.content
+    (failed,) = [json.loads(line) for line in client.files.content(ended.error_file_id).text.splitlines()]
+    assert failed["custom_id"] == "1"
+    assert failed["response"]["body"]["error"]["code"] == "context_length_exceeded"
+
+
+def test_only_the_user_of_the_server_can_read_what_training_wrote(server: Serving, tuned: Any) -> None:
+    found = list(server.data.rglob("*"))
+    assert len(found) > 40 and not [path for path in found if path.stat().st_mode & 0o077]
+
+
 def test_every_response_agrees_with_the_api_description(server: Serving, tuned: Any) -> None:
     """Runs last: checks all responses that the other tests of this file got."""
     assert server.exchanges

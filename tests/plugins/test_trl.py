@@ -225,8 +225,7 @@ def test_a_run_killed_in_training_resumes_to_the_same_end(tmp_path: Path) -> Non
     torn.mkdir()
     (torn / "adapter_model.safetensors").write_bytes(b"torn")
     assert json.loads((directory / "run.json").read_text())["status"] == "running"
-    done = subprocess.run([*FTKIT, "run", "--resume", str(directory)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert ftkit.resume(directory, Console(silent=True)).directory.status() == "done"
     for file in ("baseline/predictions.jsonl", "tuned/predictions.jsonl"):
         ours, theirs = ((d / file).read_bytes() for d in (directory, unbroken.dir))
         assert ours == theirs

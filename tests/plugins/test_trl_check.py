@@ -342,9 +342,9 @@ def test_keep_best_needs_a_metric_with_a_direction(
         return [dataclasses.replace(m, higher_is_better=direction) for m in aggregate(self, *arguments)]
 
     loaded: list[int] = []
-    load_base = _train.load_base
+    load_start = _train.load_start
     monkeypatch.setattr(Rouge, "aggregate", undirected)
-    monkeypatch.setattr(_train, "load_base", lambda backend: loaded.append(1) or load_base(backend))
+    monkeypatch.setattr(_train, "load_start", lambda *a, **k: loaded.append(1) or load_start(*a, **k))
     asked = recipe("trl-sft-lora", eval_steps=1, keep_best=True, max_steps=1)
     if message is None:
         ftkit.run(asked, out=tmp_path, console=Console(silent=True))

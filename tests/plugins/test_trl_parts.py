@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ftkit_trl._world import World
 from ftkit_trl.options import LoraOptions, TrainOptions
 from test_trl import recipe
 
@@ -47,7 +48,7 @@ def test_the_trainer_is_given_the_name_that_the_installed_version_knows(tmp_path
 
     assert _train._CHECKPOINTING == "activation_checkpointing"  # of the version in constraints.txt
     for value in (True, False):
-        arguments = _train._arguments(LoraOptions(base_model="m", activation_checkpointing=value), tmp_path, 0)
+        arguments = _train._arguments(LoraOptions(base_model="m", activation_checkpointing=value), tmp_path, 0, World())
         assert arguments.activation_checkpointing is arguments.gradient_checkpointing is value
 
 
@@ -58,34 +59,36 @@ def test_an_older_version_is_given_the_older_name(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(_train, "_CHECKPOINTING", "gradient_checkpointing")
     monkeypatch.setattr(_train, "_with_one_gpu", lambda arguments: arguments)
     monkeypatch.setattr(_train, "SFTConfig", lambda **arguments: given.update(arguments))
-    _train._arguments(LoraOptions(base_model="m", activation_checkpointing=True), tmp_path, 0)
+    _train._arguments(LoraOptions(base_model="m", activation_checkpointing=True), tmp_path, 0, World())
     assert given["gradient_checkpointing"] is True and "activation_checkpointing" not in given
 
 
-@pytest.mark.parametrize("plugin", ["trl-sft-qlora", "trl-sft-full"])
 def test_a_run_with_recomputed_activations_learns_the_same_and_no_library_calls_an_option_deprecated(
-    plugin: str, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """In a process of its own: a warning that is an error there, and the libraries' own log lines, end up in stderr."""
-    options: dict[str, Any] = {"max_steps": 2, "eval_steps": 1}
-    options |= {"learning_rate": 1e-3} if plugin == "trl-sft-full" else {}
-    plain = ftkit.run(recipe(plugin, **options), out=tmp_path / "plain", console=Console(silent=True))
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe(plugin, gradient_checkpointing=True, **options)))
-    command = [sys.executable, "-W", "error::FutureWarning", "-m", "ftkit", "run", str(path), "--json"]
-    command += ["--out", str(tmp_path / "runs")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONWARNINGS": ""}
-    )
+    options: dict[str, dict[str, Any]] = {
+        "trl-sft-qlora": {"max_steps": 2, "eval_steps": 1},
+        "trl-sft-full": {"max_steps": 2, "eval_steps": 1, "learning_rate": 1e-3},
+    }
+    command = [sys.executable, "-W", "error::FutureWarning", "-m", "ftkit", "run", "--out", str(tmp_path / "runs")]
+    for plugin, more in options.items():
+        path = tmp_path / f"{plugin}.yaml"
+        path.write_text(json.dumps(recipe(plugin, gradient_checkpointing=True, **more)))
+        command.append(str(path))
+    env = {**os.environ, "PYTHONWARNINGS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
-    (folder,) = (p for p in (tmp_path / "runs").iterdir() if p.is_dir())
-    shown = done.stderr + (folder / "debug.log").read_text()
-    assert "deprecated" not in shown, shown
-    losses = [
-        [row["loss"] for row in run.directory.log_rows() if row["event"] == "step"]
-        for run in (plain, ftkit.open_run(folder))
-    ]
-    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-3)
+    for plugin, more in options.items():
+        plain = ftkit.run(recipe(plugin, **more), out=tmp_path / "plain", console=Console(silent=True))
+        (folder,) = (tmp_path / "runs").glob(f"{plugin}-*")
+        shown = done.stderr + (folder / "debug.log").read_text()
+        assert "deprecated" not in shown, shown
+        losses = [
+            [row["loss"] for row in run.directory.log_rows() if row["event"] == "step"]
+            for run in (plain, ftkit.open_run(folder))
+        ]
+        assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
 # ---------------------------------------------------------------- one GPU of several
@@ -169,7 +172,7 @@ def test_every_method_that_may_start_cuda_chooses_the_gpu_first(
 def test_the_trainer_uses_one_gpu_where_cuda_started_with_several(tmp_path: Path) -> None:
     from ftkit_trl._train import _arguments, _with_one_gpu
 
-    arguments = _arguments(LoraOptions(base_model="m", micro_batch_size=4), tmp_path, 0)
+    arguments = _arguments(LoraOptions(base_model="m", micro_batch_size=4), tmp_path, 0, World())
     arguments._n_gpu = 2  # as transformers counts them
     assert arguments.train_batch_size == 8
     assert _with_one_gpu(arguments).n_gpu == 1 and arguments.train_batch_size == 4
@@ -202,7 +205,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The names of the files that are opened to be hashed, one entry per open."""
-    from ftkit_trl import _identity
+    from ftkit_trl import _files
 
     names: list[str] = []
 
@@ -210,7 +213,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(Path(path).name)
         return builtins.open(path, mode)
 
-    monkeypatch.setattr(_identity, "open", counted, raising=False)
+    monkeypatch.setattr(_files, "open", counted, raising=False)
     return names
 
 

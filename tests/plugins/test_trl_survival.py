@@ -39,7 +39,7 @@ def stopper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopper]:
         "eval_steps": 3,
         "eval_batch_size": 4,
         "logging_steps": 1,
-        "lora_dropout": 0.1,  # random numbers go on where they stopped
+        "lora_dropout": 0.1,  # random numbers continue where they stopped
     }
     data = {
         "path": "loader:quickstart-dialogues",
