@@ -40,7 +40,7 @@ _POLL = "FTKIT_CLOUD_POLL"  # seconds between two looks; the tests have no time
 _TRANSFER = 3600.0  # seconds for one file
 _LATE = 3  # looks at the bucket after the job has ended: its last files may come late
 _TO_END = 60.0  # seconds that a run has to end when it is asked to; then its job is ended
-_NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.(lines|tar|list)")
+_NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.(lines|tar)")
 
 
 class Box(Transport):
@@ -52,7 +52,7 @@ class Box(Transport):
 
     def use(self, folder: Path) -> None:
         """Keep what comes in this folder."""
-        self.folder, self.mirror = folder, folder / "mirror"
+        self.folder, self.mirror = folder, folder / "run"
         self.mirror.mkdir(parents=True, exist_ok=True)
 
     def run(self, command: Sequence[str], input: bytes = b"", seconds: float | None = 60) -> Answer:
@@ -80,13 +80,14 @@ class Box(Transport):
         path = self.folder / "list.json"
         return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
 
-    def take(self, path: Path, kind: str) -> None:
-        """Keep an archive or a list that has come."""
-        if kind == "list":
-            os.replace(path, self.folder / "list.json")
-            return
+    def take(self, path: Path) -> None:
+        """Keep the files and the list of an archive that has come."""
         with tarfile.open(path) as tar:
-            tar.extractall(self.mirror, filter="data")
+            listed = tar.extractfile("list.json")
+            assert listed is not None
+            files = json.load(listed)
+            tar.extractall(self.folder, [m for m in tar if m.name.startswith("run/")], filter="data")
+        write_json(self.folder / "list.json", files)
         path.unlink()
 
 
@@ -229,7 +230,7 @@ class HubEngine(Engine):
                 end = self._take_lines(path.read_bytes()) or end
                 path.unlink()
             else:
-                self.box.take(path, match[3])
+                self.box.take(path)
             if end is None:  # the end is read again by a process that was killed before it acted on it
                 done.touch()
         return end

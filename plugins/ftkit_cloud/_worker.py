@@ -6,8 +6,8 @@ MOUNT/in holds what travels (bundle.tar, job.json, remote.py). The run is execut
 it says, and its files, go to MOUNT/out as files that are written once, whole, and never changed:
 
     NNNNNN-DIGEST.lines   what `remote.py follow` printed
-    NNNNNN-DIGEST.tar     the files of the run directory that are new or have changed
-    NNNNNN-DIGEST.list    every file of the run directory, with size and SHA-256
+    NNNNNN-DIGEST.tar     run/PATH: the files of the run directory that are new or have changed;
+                          list.json: every file of the run directory, with size and SHA-256, as it was sent
 
 DIGEST is the beginning of the file's SHA-256: a reader that sees a part of a file knows it. The last line of the last
 `.lines` file is the end of the run. A file MOUNT/in/stop ends it early.
@@ -73,7 +73,7 @@ class Worker:
             self.spec = json.load(file)
         self.root = os.path.join(self.job, "work", self.spec["run"])
         self.box = Box(os.path.join(mount, "out"), self.base)
-        self.sent = {}  # path -> digest of what is there
+        self.sent = {}  # path -> size and digest of what was sent
         self.lines, self.lock = [], threading.Lock()
         self.stopping = False
 
@@ -126,7 +126,10 @@ class Worker:
         return lines[-1] if lines else b""
 
     def snapshot(self):
-        """Send the files that are new or have changed. One that changes meanwhile is sent the next time."""
+        """Send the files that are new or have changed, with a list of all.
+
+        Both are one archive: a job can be killed at any moment, and a list must never speak of other files than came with it.
+        """
         if not os.path.isdir(self.root):
             return
         done = subprocess.run(self.remote("list"), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
@@ -134,17 +137,27 @@ class Worker:
         if not found:
             return
         files = json.loads(found[-1][len(MARK) :])["files"]
-        changed = [path for path, entry in files.items() if self.sent.get(path) != entry["sha256"]]
-        if changed:
-            path = os.path.join(self.base, "snapshot.tar")
-            with tarfile.open(path, "w") as tar:
-                for name in changed:
-                    with contextlib.suppress(OSError):
-                        tar.add(os.path.join(self.root, name), name, recursive=False)
-            self.box.add(path, "tar")
-            os.unlink(path)
-            self.sent.update({name: files[name]["sha256"] for name in changed})
-        self.box.write(json.dumps(files).encode(), "list")
+        path, copy = os.path.join(self.base, "snapshot.tar"), os.path.join(self.base, "copy")
+        with tarfile.open(path, "w") as tar:
+            for name in [name for name, entry in files.items() if self.sent.get(name) != entry]:
+                # The file may have grown since it was listed: its copy is what is sent and listed.
+                try:
+                    shutil.copyfile(os.path.join(self.root, name), copy)
+                except OSError:  # removed since it was listed
+                    del files[name]
+                    continue
+                tar.add(copy, f"run/{name}")
+                with open(copy, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                files[name] = {"size": os.path.getsize(copy), "sha256": digest}
+                os.unlink(copy)
+            with open(copy, "w", encoding="utf-8") as file:
+                json.dump(files, file)
+            tar.add(copy, "list.json")
+            os.unlink(copy)
+        self.box.add(path, "tar")
+        os.unlink(path)
+        self.sent = files
 
     def stop(self):
         """Let the run end early, in order: what it has done is sent."""

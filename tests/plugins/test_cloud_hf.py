@@ -19,7 +19,7 @@ from hf_jobs_stub import TOKEN, Fault, JobsHub
 import ftkit
 from ftkit.console import Console
 from ftkit.errors import FtkitError, InputError, Interrupted, RunFailed
-from ftkit.files import read_json
+from ftkit.files import file_digest, read_json
 
 QUIET = Console(silent=True)
 ON = "hf-jobs:a10g-small,max_duration=1h"
@@ -206,6 +206,43 @@ def test_the_time_limit_of_the_provider_ends_a_job_and_what_was_sent_is_here(
     hub.variables["FAKES"] = ""
     run = ftkit.resume(folder, console=QUIET)
     assert run.metrics["tuned"] and len(hub.jobs) == 2 and read_json(folder / "run.json")["rental"]["machines"] == 2
+
+
+def test_what_is_listed_is_what_was_sent(tmp_path: Path) -> None:
+    """Files grow, vanish and appear between the listing and the sending; the job may be killed after any archive."""
+    from ftkit_cloud import _worker
+    from ftkit_cloud._hf_box import Box
+
+    job = tmp_path / "mount" / "in"
+    (tmp_path / "mount" / "in" / "work" / "r1").mkdir(parents=True)
+    (job / "job.json").write_text(json.dumps({"run": "r1", "token": "t"}))
+    real = Path(_worker.__file__).with_name("_remote.py")
+    (job / "remote.py").write_text(
+        "import pathlib, runpy, sys\n"
+        f"real = runpy.run_path({str(real)!r}, run_name='remote')\n"
+        "root = pathlib.Path(sys.argv[2], 'work', 'r1')\n"
+        "real['listing'](real['Job'](sys.argv[2]))\n"
+        "(root / 'log.jsonl').open('a').write('more\\n')\n"
+        "(root / 'gone').unlink(missing_ok=True)\n"
+    )
+    worker = _worker.Worker(str(tmp_path / "mount"))
+    root = Path(worker.root)
+    (root / "gone").write_text("soon")
+    (root / "same").write_text("same")
+    box = Box("there")
+    box.use(tmp_path / "box")
+    for lines in (2, 4):
+        with (root / "log.jsonl").open("a") as log:
+            log.write("more\n")
+        worker.snapshot()
+        (archive,) = (tmp_path / "mount" / "out").glob("*.tar")
+        box.take(archive)
+        listed = box.listing()
+        assert listed is not None and set(listed) == {"log.jsonl", "same"}
+        for path, entry in listed.items():
+            assert (box.mirror / path).stat().st_size == entry["size"]
+            assert file_digest(box.mirror / path) == entry["sha256"]
+        assert len((box.mirror / "log.jsonl").read_text().splitlines()) == lines
 
 
 # ---------------------------------------------------------------- who goes away

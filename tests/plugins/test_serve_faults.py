@@ -160,8 +160,8 @@ def test_too_many_open_files_delay_jobs_and_fail_none(make: Any) -> None:
     time.sleep(0.5)
     pid = server.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (20, before[1]))  # all of these are in use
-    time.sleep(7)  # the first training process ends, and its job has results to store
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))  # no file can be opened, whatever is open already
+    time.sleep(7)  # the job's log cannot be read, nor can its results be stored
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     until(client, first, "succeeded")
     until(client, second, "succeeded")
