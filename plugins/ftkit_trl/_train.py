@@ -37,6 +37,7 @@ from ._fsdp import adapter_beside, check_sharded, shard_on_cpu
 from ._fsdp import arguments as fsdp_arguments
 from ._generate import TrlSession
 from ._launch import deepspeed_config
+from ._loss import skip_unlabelled_positions
 from ._model import device, dtype, ignore_deprecation_in_peft, load_start, load_tokenizer, own_generation, peak_memory
 from ._outcome import best_measurement, refuse_undirected, warn_of_rising_loss
 from ._own_generation import saved_config, try_to_save
@@ -86,6 +87,7 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     packed = layout.name == "packed"
     order = Order(lengths, options.micro_batch_size, run.seed, layout.name == "grouped", first_batch)
     ignore_deprecation_in_peft()
+    skip_unlabelled_positions()
     trainer = _Trainer(
         model=model,
         args=arguments,
