@@ -1,4 +1,4 @@
-"""`model.generate` for a batch, without wasted work: no copies of the whole KV cache, no steps for finished rows."""
+"""`model.generate` for a batch, without wasted work: no padding of prompts, no copies of the cache, no steps for finished rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ._stop import StopStrings
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
+_NEAR = 16  # tokens by which prompts of one group may differ, or a twentieth of their length
 _STEP = 16  # tokens between two looks for finished rows; the cache grows by as many
 # transformers 5.24 renamed the argument of `generate`.
 _CACHE = "cache" if "cache" in {f.name for f in dataclasses.fields(GenerateDecoderOnlyOutput)} else "past_key_values"
@@ -55,6 +56,19 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         super().batch_select_indices(indices)
         self._buffers = None
 
+    def take(self, rows: int, width: int, chosen: Sequence[int], other: DynamicLayer) -> None:
+        """Copy the keys and values of another layer, whose rows are those `chosen` of `rows`, to the end of `width`.
+
+        The first call makes the layer, (rows, heads, width, head size), of zeros.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(other.keys, other.values)
+            made = tuple(v.new_zeros((rows, v.shape[1], width + _STEP, v.shape[3])) for v in (other.keys, other.values))
+            self._buffers = (made[0], made[1])
+            self.keys, self.values = (buffer[..., :width, :] for buffer in self._buffers)
+        for ours, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            ours[list(chosen), :, width - theirs.shape[2] :] = theirs
+
 
 class StopFlag(StoppingCriteria):  # type: ignore[misc]
     """Ends a running generation once its `event` is set, from another thread: no thread reads the result any more.
@@ -89,7 +103,12 @@ def decode(
     step = new_tokens if cache is None else _STEP
     rows = list(range(len(ids)))  # the rows of the given batch that are still in it
     generated: list[list[int]] = [[] for _ in rows]
-    while True:
+    same = not arguments.get("do_sample") and "repetition_penalty" not in arguments  # whatever the padding
+    if cache is not None and same and ids.device.type == "cpu" and (groups := _similar(mask.sum(1).tolist(), width)):
+        ids = _first_tokens(model, ids, mask, groups, cache, eos_token_id=list(ends), **arguments)
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        generated = ids[:, width:].tolist()
+    while ids.shape[1] < width + new_tokens:
         ids = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -107,12 +126,45 @@ def decode(
             if not set(ends).intersection(generated[row]) and not (stops and stops.cut(generated[row]))
         ]
         if not unfinished or ids.shape[1] == width + new_tokens or stop.event.is_set():
-            return generated
+            break
         mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
         if len(unfinished) < len(rows):
             chosen = torch.tensor(unfinished, device=ids.device)
             cache.batch_select_indices(chosen)
             ids, mask, rows = ids[chosen], mask[chosen], [rows[i] for i in unfinished]
+    return generated
+
+
+def _similar(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Return groups of rows of similar length, the longest first; none where these would save less than a tenth."""
+    groups: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not groups or longest - lengths[row] > max(_NEAR, longest // 20):
+            groups.append([])
+            longest = lengths[row]
+        groups[-1].append(row)
+    computed = sum(len(group) * lengths[group[0]] for group in groups)
+    return groups if computed < 0.9 * len(lengths) * width else []
+
+
+def _first_tokens(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, groups: list[list[int]], cache: Any, **arguments: Any
+) -> torch.Tensor:
+    """Read the prompts group by group, without padding them to the longest of all, into the empty cache.
+
+    Returns (B, T + 1): the prompts and the first new token of each.
+    """
+    rows, width = ids.shape
+    first = ids.new_empty((rows, 1))
+    for group in groups:
+        own = _cache(model)
+        prompt, shown = (part[group, width - int(mask[group[0]].sum()) :] for part in (ids, mask))
+        found = model.generate(input_ids=prompt, attention_mask=shown, max_new_tokens=1, **{_CACHE: own}, **arguments)
+        first[group] = found[:, -1:]
+        for layer, other in zip(cache.layers, own.layers, strict=True):
+            layer.take(rows, width, group, other)
+    return torch.cat([ids, first], dim=1)
 
 
 def _cache(model: PreTrainedModel) -> Any:

@@ -71,24 +71,50 @@ def prompts() -> tuple[torch.Tensor, torch.Tensor]:
     return ids * mask, mask
 
 
+def uneven_prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of 1 to 120 tokens, not in the order of their lengths."""
+    random = torch.Generator().manual_seed(3)
+    ids = torch.randint(4, 60, (9, 120), generator=random)
+    mask = torch.ones_like(ids)
+    for row, length in enumerate((30, 120, 1, 119, 64, 33, 20, 100, 64)):
+        mask[row, : 120 - length] = 0
+    return ids * mask, mask
+
+
 def upto_end(row: list[int]) -> list[int]:
     return row[: next((n + 1 for n, token in enumerate(row) if token in ENDS), len(row))]
 
 
+@pytest.mark.parametrize("rows", [prompts, uneven_prompts])
 @pytest.mark.parametrize("name", MODELS)
-def test_each_row_is_what_generate_gives(name: str) -> None:
+def test_each_row_is_what_generate_gives(name: str, rows: Any) -> None:
     model = made(name)
-    ids, mask = prompts()
-    whole = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=50, do_sample=False, eos_token_id=ENDS, pad_token_id=0
-    )
-    expected = [upto_end(row) for row in whole[:, 20:].tolist()]
-    found = decode(model, ids, mask, 50, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
-    assert [upto_end(row) for row in found] == expected
-    lengths = {len(row) for row in expected}
-    assert min(lengths) < 16 and len(lengths) > 1, "rows are to leave at different times"
+    ids, mask = rows()
+    for new in (50, 1, 2):
+        whole = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=ENDS, pad_token_id=0
+        )
+        expected = [upto_end(row) for row in whole[:, ids.shape[1] :].tolist()]
+        found = decode(model, ids, mask, new, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
+        assert [upto_end(row) for row in found] == expected
+        assert max(map(len, found)) <= new
+        lengths = {len(row) for row in expected}
+        assert new < 50 or (min(lengths) < 16 and len(lengths) > 1), "rows are to leave at different times"
     roomy = name in ("llama", "qwen", "gpt2")  # the others remember only what is near, or a state
     assert (_cache(model) is not None) == roomy
+
+
+def test_prompts_of_different_lengths_are_read_without_padding() -> None:
+    model = made("llama")
+    ids, mask = uneven_prompts()
+    read: list[int] = []
+    model.model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
+    decode(model, ids, mask, 2, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
+    assert read == [2 * 120, 100, 2 * 64, 3 * 33, 1, 9]
+    read.clear()
+    even, whole = prompts()
+    decode(model, even, whole, 2, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
+    assert read == [12 * 20, 12]
 
 
 def test_rows_that_have_ended_leave_and_the_cache_copies_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
