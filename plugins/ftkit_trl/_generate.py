@@ -17,7 +17,15 @@ from ftkit.api import Run, Session
 from ftkit.records import Example, GenerationConfig, ModelRef, Prediction
 
 from ._decode import StopFlag, decode, in_parallel
-from ._model import context_length, dtype, generation_end_tokens, load_model, load_tokenizer, peak_memory
+from ._model import (
+    context_length,
+    dtype,
+    generation_end_tokens,
+    load_model,
+    load_tokenizer,
+    peak_memory,
+    release_memory,
+)
 from ._remedies import ANSWERING
 from ._render import Chat, truncate_middle
 from ._shared import Weights
@@ -254,6 +262,7 @@ def sharing_key(backend: TrlSftLora, ref: ModelRef) -> tuple[Any, ...] | None:
 @contextlib.contextmanager
 def open_session(backend: TrlSftLora, ref: ModelRef, run: Run) -> Iterator[TrlSession]:
     """Load `ref` and its tokenizer; free the memory afterwards. Raises as `load_model` does."""
+    release_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     weights = Weights(load_model(backend, ref, run).eval(), sharing_key(backend, ref))
@@ -264,8 +273,7 @@ def open_session(backend: TrlSftLora, ref: ModelRef, run: Run) -> Iterator[TrlSe
     finally:
         session.stop.event.set()  # the reader of the predictions may have left while a part is running
         del weights, session
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 @contextlib.contextmanager

@@ -253,7 +253,7 @@ def test_training_under_a_memory_limit_goes_on_with_smaller_passes(tmp_path: Pat
     }  # fmt: skip
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(keys))
-    room = 450 * 2**20  # 96 examples keep about 0.8 GB for the backward pass
+    room = 600 * 2**20  # 96 examples keep about 0.8 GB for the backward pass
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "runs"), str(recipe), str(room)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
