@@ -159,7 +159,8 @@ def _first_tokens(
     first = ids.new_empty((rows, 1))
     for group in groups:
         own = _cache(model)
-        prompt, shown = (part[group, width - int(mask[group[0]].sum()) :] for part in (ids, mask))
+        longest = max(1, int(mask[group[0]].sum()))  # an empty prompt is one token of padding
+        prompt, shown = (part[group, width - longest :] for part in (ids, mask))
         found = model.generate(input_ids=prompt, attention_mask=shown, max_new_tokens=1, **{_CACHE: own}, **arguments)
         first[group] = found[:, -1:]
         for layer, other in zip(cache.layers, own.layers, strict=True):

@@ -108,13 +108,24 @@ def test_prompts_of_different_lengths_are_read_without_padding() -> None:
     model = made("llama")
     ids, mask = uneven_prompts()
     read: list[int] = []
-    model.model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
     decode(model, ids, mask, 2, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
     assert read == [2 * 120, 100, 2 * 64, 3 * 33, 1, 9]
     read.clear()
     even, whole = prompts()
     decode(model, even, whole, 2, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
     assert read == [12 * 20, 12]
+
+
+def test_an_empty_prompt_disturbs_no_other() -> None:
+    model = made("llama")
+    ids, mask = uneven_prompts()
+    expected = decode(model, ids, mask, 20, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
+    mask[2] = 0
+    found = decode(model, ids * mask, mask, 20, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
+    assert [upto_end(row) for row in found[:2] + found[3:]] == [upto_end(row) for row in expected[:2] + expected[3:]]
 
 
 def test_rows_that_have_ended_leave_and_the_cache_copies_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
