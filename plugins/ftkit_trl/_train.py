@@ -38,7 +38,16 @@ from ._fsdp import arguments as fsdp_arguments
 from ._generate import TrlSession
 from ._launch import deepspeed_config
 from ._loss import skip_unlabelled_positions
-from ._model import device, dtype, ignore_deprecation_in_peft, load_start, load_tokenizer, own_generation, peak_memory
+from ._model import (
+    device,
+    dtype,
+    ignore_deprecation_in_peft,
+    load_start,
+    load_tokenizer,
+    own_generation,
+    peak_memory,
+    release_memory,
+)
 from ._outcome import best_measurement, refuse_undirected, warn_of_rising_loss
 from ._own_generation import saved_config, try_to_save
 from ._packing import PackingCollator, attention, obstacle, packed_attention
@@ -71,6 +80,7 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
         run.log("note", message=note)
     if options.keep_best:
         refuse_undirected(task, run)
+    release_memory()  # of the answers before, and of an attempt that ran out of memory
     set_seed(run.seed)
     checkpoints = run.scratch("checkpoints")
     arguments = _arguments(options, checkpoints, run.seed, world)  # before the model: ZeRO-3 changes how it is loaded
@@ -119,7 +129,6 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     before = sample_weights(trainer.model)
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # of an attempt that ran out of memory
         torch.cuda.reset_peak_memory_stats()
     earlier = _earlier_seconds(run)
     run.log("start", resumed=earlier > 0, layout=layout.name, why=layout.why)

@@ -254,7 +254,9 @@ def test_training_under_a_memory_limit_goes_on_with_smaller_passes(tmp_path: Pat
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(keys))
     room = 600 * 2**20  # 96 examples keep about 0.8 GB for the backward pass
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    # RLIMIT_AS counts addresses: what is freed is to leave the process at once, not to stay in the C library's heap.
+    heap = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **heap}
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "runs"), str(recipe), str(room)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert ended.returncode == 0, ended.stderr[-3000:]
