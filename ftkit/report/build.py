@@ -170,7 +170,7 @@ def _changes(record: RunRecord) -> Iterable[str]:
     """Yield what was changed when the run was resumed, or by itself: options that change no measured number."""
     for entry in record.changes:
         if entry.get("adapted"):
-            text = msg("after a failure in {stage}, the run went on by itself with {key} {to} instead of {from_}")
+            text = msg("after a failure in {stage}, the run continued by itself with {key} {to} instead of {from_}")
         else:
             text = msg("resumed with {key} {to} instead of {from_} (in {stage})")
         yield tr(text, key=entry["key"], to=entry["to"], from_=entry["from"], stage=entry["stage"])

@@ -46,7 +46,7 @@ def test_training_goes_on_with_smaller_parts(run: Run) -> None:
     said = "the GPU has not enough memory in train: the run continues with backend.part_size: 4 -> 2; backend.parts: 1 -> 2"
     assert record["warnings"] == [said]
     notes = " ".join(read_json(done / "report.json")["notes"])
-    assert "after a failure in train, the run went on by itself with backend.part_size 2 instead of 4" in notes
+    assert "after a failure in train, the run continued by itself with backend.part_size 2 instead of 4" in notes
     assert "OutOfMemoryError" in (done / "debug.log").read_text()
 
 

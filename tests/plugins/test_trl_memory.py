@@ -277,7 +277,7 @@ def test_training_under_a_memory_limit_goes_on_with_smaller_passes(tmp_path: Pat
     assert [row["step"] for row in steps] == [1, 2]
     assert all(math.isfinite(row["loss"]) for row in steps)
     notes = " ".join(read_json(path / "report.json")["notes"])
-    assert "the run went on by itself with backend.micro_batch_size" in notes
+    assert "the run continued by itself with backend.micro_batch_size" in notes
 
 
 # ---------------------------------------------------------------- does it fit?
