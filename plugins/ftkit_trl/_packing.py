@@ -1,4 +1,8 @@
-"""Packing: several examples in one row, and attention that keeps each example to its own tokens."""
+"""Packing: several examples in one row, and attention that keeps each example to its own tokens.
+
+Prompts made from one template begin alike. The tokens of this beginning (the shared prefix) have the same hidden states
+in each example of a forward pass, so the row holds them once, in its first example.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -15,19 +20,48 @@ from .options import TrainOptions
 
 ATTENTION = "ftkit_segments"
 _PROBE = 8  # tokens of each of the probe's two examples
+_SHORTEST = 16  # tokens of a shared prefix that is worth the copies in each layer's attention
 
 
 class PackingCollator(DataCollatorForLanguageModeling):
     """Concatenates the examples of a forward pass: (1, sum of lengths), positions from 0 in each example.
 
-    Adds to TRL's row the examples' lengths as plain numbers: as a tensor, each layer would fetch them from the GPU.
+    Adds to TRL's row `segments`, the examples' lengths as plain numbers: as a tensor, each layer would fetch them from
+    the GPU. With `share_prefix`, all examples but the first lack their shared prefix; its length is `shared_prefix`.
     """
 
-    def __init__(self, pad_token_id: int) -> None:
+    def __init__(self, pad_token_id: int, share_prefix: bool = False) -> None:
         super().__init__(pad_token_id=pad_token_id, padding_free=True)
+        self.share_prefix = share_prefix
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**super().torch_call(examples), "segments": [len(e["input_ids"]) for e in examples]}
+        prefix = _shared_prefix(examples) if self.share_prefix else 0
+        if not prefix:
+            return {**super().torch_call(examples), "segments": [len(e["input_ids"]) for e in examples]}
+        first, *others = examples
+        kept = [first, *({name: values[prefix:] for name, values in e.items()} for e in others)]
+        whole = super().torch_call(kept)
+        row = {
+            name: whole[name] for name in ("input_ids", "labels", "position_ids")
+        }  # other bounds are not those of `kept`
+        row["position_ids"][0, len(first["input_ids"]) :] += prefix
+        return {**row, "segments": [len(e["input_ids"]) for e in kept], "shared_prefix": prefix}
+
+
+def _shared_prefix(examples: Sequence[dict[str, Any]]) -> int:
+    """Return how many tokens at the beginning of all examples are the same and can be read once; 0 for a few.
+
+    None of them has a label, and neither has the token behind them: the loss predicts it from the token in front of it
+    in the row, which is that of another example.
+    """
+    unlabelled = (np.append(np.asarray(e["labels"]) != -100, True).argmax() for e in examples)
+    limit = int(min(unlabelled)) - 1
+    if len(examples) < 2 or limit < _SHORTEST:
+        return 0
+    beginnings = np.array([e["input_ids"][:limit] for e in examples])
+    differs = np.append((beginnings != beginnings[0]).any(axis=0), True)
+    prefix = int(differs.argmax())
+    return prefix if prefix >= _SHORTEST else 0
 
 
 def attend_within_segments(
@@ -38,6 +72,7 @@ def attend_within_segments(
     attention_mask: torch.Tensor | None,
     *,
     segments: Sequence[int],
+    shared_prefix: int = 0,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -45,26 +80,35 @@ def attend_within_segments(
 ) -> tuple[torch.Tensor, None]:
     """Attend causally within each segment of the row, one segment at a time: no mask over the whole row is needed.
 
-    `segments` are the lengths of the examples, in tokens. Returns (1, T, heads, head size). Raises
-    NotImplementedError for attention with a soft cap, sinks or a position bias.
+    `segments` are the lengths of the examples in the row, in tokens. The first `shared_prefix` tokens of the row belong
+    to each of them. Returns (1, T, heads, head size). Raises NotImplementedError for attention with a soft cap, sinks or
+    a position bias.
     """
     for name in ("softcap", "s_aux", "position_bias"):
         if others.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    outputs = []
-    for q, k, v in zip(*(part.split(list(segments), dim=2) for part in (query, key, value)), strict=True):
+    outputs: list[torch.Tensor] = []
+    for q, k, v in zip(*(_examples(part, segments, shared_prefix) for part in (query, key, value)), strict=True):
         length = q.shape[2]
         mask = None
         if sliding_window is not None and length > sliding_window:
             near = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
             mask = near.triu(1 - sliding_window)
-        outputs.append(
-            scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
+        output = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
+        outputs.append(output[:, :, shared_prefix:] if outputs else output)
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _examples(part: torch.Tensor, segments: Sequence[int], shared_prefix: int) -> list[torch.Tensor]:
+    """Return a row's queries, keys or values, (1, heads, T, head size), example by example, each with its prefix."""
+    first, *others = part.split(list(segments), dim=2)
+    if not shared_prefix:
+        return [first, *others]
+    prefix = first[:, :, :shared_prefix]
+    return [first, *(torch.cat([prefix, other], dim=2) for other in others)]
 
 
 AttentionInterface.register(ATTENTION, attend_within_segments)
@@ -116,7 +160,7 @@ def obstacle(model: PreTrainedModel, implementation: str) -> str | None:
         return f"packed rows do not work with this model ({type(error).__name__}: {error})"
     finally:
         model.train(was_training)
-    tolerance = {torch.float32: 1e-4, torch.float16: 1e-2}.get(model.dtype, 5e-2) * alone.abs().max()
+    tolerance = _tolerance(model) * alone.abs().max()
     if not torch.equal(behind, behind_other):
         return "with this model and attention, packed examples attend to each other"
     if (behind - alone).abs().max() > tolerance:
@@ -124,8 +168,38 @@ def obstacle(model: PreTrainedModel, implementation: str) -> str | None:
     return None
 
 
-def _row(model: PreTrainedModel, *examples: torch.Tensor) -> dict[str, Any]:
-    rows = [{"input_ids": e.tolist(), "labels": e.tolist()} for e in examples]
-    row = PackingCollator(0).torch_call(rows)
+def can_share_prefix(model: PreTrainedModel, options: TrainOptions) -> bool:
+    """Return whether the packed examples of a forward pass may share the beginning of their prompts.
+
+    Not with dropout: each example would lose the same values there. Runs the model: an example must get the logits that
+    it gets alone.
+    """
+    rates = [layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
+    rates += [getattr(model.config.get_text_config(), "attention_dropout", 0), getattr(options, "lora_dropout", 0)]
+    if packed_attention(options) != ATTENTION or any(rates):
+        return False
+    prefix = torch.arange(_SHORTEST) % 5 + 3
+    first, second = (torch.cat([prefix, torch.arange(_PROBE) % 7 + start]) for start in (9, 4))
+    was_training = model.training
+    model.eval()
+    try:
+        with attention(model, ATTENTION), torch.no_grad():
+            alone, behind = (
+                model(**_row(model, *row, n_prompt=_SHORTEST + 1), use_cache=False).logits[0, -_PROBE:].float()
+                for row in ((second,), (first, second))
+            )
+    finally:
+        model.train(was_training)
+    return bool((behind - alone).abs().max() <= _tolerance(model) * alone.abs().max())
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    return {torch.float32: 1e-4, torch.float16: 1e-2}.get(model.dtype, 5e-2)
+
+
+def _row(model: PreTrainedModel, *examples: torch.Tensor, n_prompt: int = 0) -> dict[str, Any]:
+    """Return examples as a packed row on the model's device; they share a prefix where they have a prompt."""
+    rows = [{"input_ids": e.tolist(), "labels": [-100] * n_prompt + e[n_prompt:].tolist()} for e in examples]
+    row = PackingCollator(0, share_prefix=n_prompt > 0).torch_call(rows)
     del row["labels"]
     return {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in row.items()}

@@ -50,7 +50,7 @@ from ._model import (
 )
 from ._outcome import best_measurement, refuse_undirected, warn_of_rising_loss
 from ._own_generation import saved_config, try_to_save
-from ._packing import PackingCollator, attention, obstacle, packed_attention
+from ._packing import PackingCollator, attention, can_share_prefix, obstacle, packed_attention
 from ._render import Chat
 from ._tensors import write_digests
 from ._weights import check_weights_changed, sample_weights, save_model
@@ -95,6 +95,7 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
     first_batch = _first_batch(options, run)
     layout = _layout(model, options, lengths, run, first_batch)
     packed = layout.name == "packed"
+    share_prefix = packed and can_share_prefix(model, options)
     order = Order(lengths, options.micro_batch_size, run.seed, layout.name == "grouped", first_batch)
     ignore_deprecation_in_peft()
     skip_unlabelled_positions()
@@ -103,12 +104,18 @@ def train(backend: TrlSftLora, task: Task, run: Run) -> ModelRef:
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
-        data_collator=PackingCollator(tokenizer.pad_token_id) if packed else None,  # None: TRL's own, which pads
+        # None: TRL's own, which pads
+        data_collator=PackingCollator(tokenizer.pad_token_id, share_prefix) if packed else None,
         peft_config=_lora(options) if backend.adapter and not continues else None,
         callbacks=[Checkpoints(world)],
     )
     trainer.order = order
-    run.log("lock", loss=trainer.args.loss_type, fused_loss=bool(trainer.args.use_liger_kernel))
+    run.log(
+        "lock",
+        loss=trainer.args.loss_type,
+        fused_loss=bool(trainer.args.use_liger_kernel),
+        shared_prefix=share_prefix,
+    )
     for config in getattr(trainer.model, "peft_config", {}).values():
         if isinstance(config.target_modules, set):  # each process would write a set in another order
             config.target_modules = sorted(config.target_modules)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch  # noqa: TID253 (all of this file needs it)
 from ftkit_trl._batches import Order, TokenCounter, choose_layout
-from ftkit_trl._packing import ATTENTION, PackingCollator, attention, obstacle
+from ftkit_trl._packing import ATTENTION, PackingCollator, attention, can_share_prefix, obstacle
 from ftkit_trl.options import LoraOptions
 from test_trl import BASE, recipe
 from transformers import (  # noqa: TID253
@@ -88,6 +88,80 @@ def test_the_first_token_of_a_neighbour_is_not_learned() -> None:
     row = PackingCollator(0).torch_call([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3], "labels": [3]}])
     assert row["labels"].tolist() == [[-100, 2, -100]]
     assert row["position_ids"].tolist() == [[0, 1, 0]] and row["segments"] == [2, 1]
+
+
+# ---------------------------------------------------------------- the shared beginning of prompts
+
+
+def made_alike(prefix: int, *sizes: tuple[int, int]) -> list[dict[str, list[int]]]:
+    """Return examples that begin with the same tokens; the sizes are those of the rest of the prompt and of the target."""
+    random = torch.Generator().manual_seed(prefix)
+    common = torch.randint(3, 60, (prefix,), generator=random).tolist()
+    rows = []
+    for i, (prompt, target) in enumerate(sizes):
+        rest = torch.randint(3, 60, (prompt + target,), generator=random).tolist()
+        rest[0] = 3 + i  # the prefix ends here
+        rows.append({"input_ids": common + rest, "labels": [-100] * (prefix + prompt) + rest[prompt:]})
+    return rows
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])
+@pytest.mark.parametrize("sizes", [((9, 4), (2, 7), (12, 1)), ((0, 3), (1, 3)), ((5, 2), (30, 6), (5, 2), (0, 1))])
+def test_a_shared_beginning_is_read_once_and_changes_no_gradient(
+    models: dict[str, Any], name: str, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    model, rows = models[name], made_alike(21, *sizes)
+    shared = PackingCollator(0, share_prefix=True).torch_call([dict(row) for row in rows])
+    # The token behind the prefix has no label, since it follows another example in the row.
+    prefix = 21 if all(prompt > 0 for prompt, _ in sizes) else 20
+    assert shared["shared_prefix"] == prefix
+    assert shared["input_ids"].shape[1] == sum(len(row["input_ids"]) for row in rows) - prefix * (len(rows) - 1)
+    alone = [{key: torch.tensor([ids]) for key, ids in row.items()} for row in rows]
+    with attention(model, "eager"):
+        logits, gradients = learn(model, alone)
+    with attention(model, ATTENTION):
+        shared_logits, shared_gradients = learn(model, [shared])
+    starts = [sum(len(row["input_ids"]) for row in rows[:i]) for i in range(len(rows))]
+    kept = torch.cat(
+        [torch.arange(n + (prefix if i else 0), n + len(rows[i]["input_ids"])) for i, n in enumerate(starts)]
+    )
+    torch.testing.assert_close(shared_logits, logits[kept], rtol=1e-4, atol=1e-4)
+    assert len(gradients) == len(shared_gradients) > 10
+    for ours, separate in zip(shared_gradients, gradients, strict=True):
+        torch.testing.assert_close(ours, separate, rtol=1e-3, atol=1e-4)
+
+
+def test_no_labelled_token_and_no_short_beginning_is_shared() -> None:
+    def prefix(*rows: dict[str, list[int]]) -> int:
+        row = PackingCollator(0, share_prefix=True).torch_call([dict(row) for row in rows])
+        labels = [i for made in rows for i in made["labels"][1:] if i != -100]
+        assert row["labels"][row["labels"] != -100].tolist() == labels
+        return int(row.get("shared_prefix", 0))
+
+    same = {"input_ids": list(range(40)), "labels": [-100] * 30 + list(range(30, 40))}
+    assert prefix(same, same) == 29
+    assert prefix(same) == 0, "alone"
+    assert prefix(same, {"input_ids": same["input_ids"], "labels": same["input_ids"]}) == 0, "the prompt has labels"
+    assert prefix(same, {"input_ids": [1] * 40, "labels": [-100] * 40}) == 0, "the rows begin differently"
+    assert prefix(*made_alike(15, (9, 4), (9, 4))) == 0 and prefix(*made_alike(16, (9, 4), (9, 4))) == 16
+    assert prefix(same, {"input_ids": list(range(25)), "labels": [-100] * 25}) == 24, "a row without a label"
+    assert prefix(same, {"input_ids": [], "labels": []}) == 0
+    assert "shared_prefix" not in PackingCollator(0).torch_call([dict(same), dict(same)])
+
+
+def test_a_beginning_is_shared_where_each_example_computes_the_same(models: dict[str, Any]) -> None:
+    options = LoraOptions(base_model="m")
+    assert all(can_share_prefix(model, options) for model in models.values())
+    assert not can_share_prefix(models["llama"], LoraOptions(base_model="m", lora_dropout=0.1))
+    assert not can_share_prefix(models["llama"], LoraOptions(base_model="m", attn_implementation="flash_attention_2"))
+    dropping = AutoModelForCausalLM.from_config(MistralConfig(**SIZES, attention_dropout=0.1))
+    assert not can_share_prefix(dropping, options)
+    plain = AutoModelForCausalLM.from_config(MistralConfig(**SIZES))
+    assert can_share_prefix(plain, options)
+    plain.model.layers[0].mlp.down_proj = torch.nn.Sequential(
+        torch.nn.Dropout(0.1), plain.model.layers[0].mlp.down_proj
+    )
+    assert not can_share_prefix(plain, options)
 
 
 def test_a_model_whose_packed_examples_see_each_other_is_found_out(models: dict[str, Any]) -> None:
