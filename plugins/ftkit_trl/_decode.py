@@ -1,4 +1,8 @@
-"""`model.generate` for a batch, without wasted work: no padding of prompts, no copies of the cache, no steps for finished rows."""
+"""`model.generate` for a batch, without wasted work.
+
+Prompts are read without padding, and the beginning that they share is read once. The cache is not copied for each
+token. Rows that have ended leave the batch.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
@@ -20,6 +24,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 _NEAR = 16  # tokens by which prompts of one group may differ, or a twentieth of their length
+_SHORTEST = 16  # tokens of a shared beginning of the prompts that is read once
 _STEP = 16  # tokens between two looks for finished rows; the cache grows by as many
 # transformers 5.24 renamed the argument of `generate`.
 _CACHE = "cache" if "cache" in {f.name for f in dataclasses.fields(GenerateDecoderOnlyOutput)} else "past_key_values"
@@ -55,6 +60,10 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
         self._buffers = None
+
+    def repeat(self, other: DynamicLayer, rows: int) -> None:
+        """Fill the empty layer with the one row of another, for each of its own `rows`."""
+        self.update(*(part.expand(rows, -1, -1, -1) for part in (other.keys, other.values)))
 
     def take(self, rows: int, width: int, chosen: Sequence[int], other: DynamicLayer) -> None:
         """Copy the keys and values of another layer, whose rows are those `chosen` of `rows`, to the end of `width`.
@@ -104,9 +113,8 @@ def decode(
     rows = list(range(len(ids)))  # the rows of the given batch that are still in it
     generated: list[list[int]] = [[] for _ in rows]
     same = not arguments.get("do_sample") and "repetition_penalty" not in arguments  # whatever the padding
-    if cache is not None and same and ids.device.type == "cpu" and (groups := _similar(mask.sum(1).tolist(), width)):
-        ids = _first_tokens(model, ids, mask, groups, cache, eos_token_id=list(ends), **arguments)
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+    if cache is not None and same and ids.device.type == "cpu" and (plan := _plan(ids, mask)):
+        ids, mask = _first_tokens(model, ids, mask, plan, cache, eos_token_id=list(ends), **arguments)
         generated = ids[:, width:].tolist()
     while ids.shape[1] < width + new_tokens:
         ids = model.generate(
@@ -135,8 +143,17 @@ def decode(
     return generated
 
 
-def _similar(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Return groups of rows of similar length, the longest first; none where these would save less than a tenth."""
+class _Plan(NamedTuple):
+    """How the prompts of a batch are read."""
+
+    prefix: int  # tokens at the beginning of all prompts that are the same, and are read once
+    groups: list[list[int]]  # rows that are read together, those with the longest prompt first
+
+
+def _plan(ids: torch.Tensor, mask: torch.Tensor) -> _Plan | None:
+    """Plan to read prompts, left-padded (B, T), in groups of similar length; None where this saves less than a tenth."""
+    lengths = mask.sum(1).tolist()
+    prefix = _shared_prefix(ids, lengths)
     groups: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
@@ -144,28 +161,56 @@ def _similar(lengths: Sequence[int], width: int) -> list[list[int]]:
             groups.append([])
             longest = lengths[row]
         groups[-1].append(row)
-    computed = sum(len(group) * lengths[group[0]] for group in groups)
-    return groups if computed < 0.9 * len(lengths) * width else []
+    computed = prefix + sum(len(group) * (lengths[group[0]] - prefix) for group in groups)
+    return _Plan(prefix, groups) if computed < 0.9 * ids.numel() else None
+
+
+def _shared_prefix(ids: torch.Tensor, lengths: Sequence[int]) -> int:
+    """Return how many tokens at the beginning of all prompts are the same, but not all of a prompt; 0 for a few."""
+    limit = min(lengths) - 1
+    if len(lengths) < 2 or limit < _SHORTEST:
+        return 0
+    beginnings = torch.stack([row[len(row) - n :][:limit] for row, n in zip(ids, lengths, strict=True)])
+    differs = (beginnings != beginnings[0]).any(0).tolist()
+    prefix = differs.index(True) if True in differs else limit
+    return prefix if prefix >= _SHORTEST else 0
 
 
 def _first_tokens(
-    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, groups: list[list[int]], cache: Any, **arguments: Any
-) -> torch.Tensor:
-    """Read the prompts group by group, without padding them to the longest of all, into the empty cache.
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, plan: _Plan, cache: Any, **arguments: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read the prompts, left-padded (B, T), as planned into the empty cache.
 
-    Returns (B, T + 1): the prompts and the first new token of each.
+    Returns the prompts with the first new token of each, and their mask, both (B, T + 1). The padding of a prompt now
+    lies between the shared prefix and its other tokens, as in the cache.
     """
     rows, width = ids.shape
+    lengths = mask.sum(1).tolist()
+    read, prefix = _cache(model), plan.prefix
+    if prefix:
+        common = ids[:1, width - lengths[0] :][:, :prefix]
+        model.generate(
+            input_ids=common, attention_mask=torch.ones_like(common), max_new_tokens=1, **{_CACHE: read}, **arguments
+        )
+    ids, mask = ids.clone(), mask.clone()
     first = ids.new_empty((rows, 1))
-    for group in groups:
+    for group in plan.groups:
+        longest = max(1, lengths[group[0]])  # an empty prompt is one token of padding
+        for row in group:
+            begin, rest = width - longest, width - lengths[row] + prefix
+            for part in (ids, mask):
+                part[row, begin : begin + prefix] = part[row, rest - prefix : rest].clone()
+            mask[row, begin + prefix : rest] = 0
         own = _cache(model)
-        longest = max(1, int(mask[group[0]].sum()))  # an empty prompt is one token of padding
+        if prefix:
+            for layer, other in zip(own.layers, read.layers, strict=True):
+                layer.repeat(other, len(group))
         prompt, shown = (part[group, width - longest :] for part in (ids, mask))
         found = model.generate(input_ids=prompt, attention_mask=shown, max_new_tokens=1, **{_CACHE: own}, **arguments)
         first[group] = found[:, -1:]
         for layer, other in zip(cache.layers, own.layers, strict=True):
             layer.take(rows, width, group, other)
-    return torch.cat([ids, first], dim=1)
+    return torch.cat([ids, first], dim=1), torch.nn.functional.pad(mask, (0, 1), value=1)
 
 
 def _cache(model: PreTrainedModel) -> Any:

@@ -31,12 +31,12 @@ from ftkit.run.prepare import prepare
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "max_position_embeddings": 256,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "max_position_embeddings": 512,
 }  # fmt: skip
 MODELS = {
     "llama": LlamaConfig(**SIZES),
     "qwen": Qwen3Config(**SIZES),
-    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=256),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=512),
     "mistral": MistralConfig(**SIZES, sliding_window=6),
     "gemma": Gemma3TextConfig(**SIZES, sliding_window=6, sliding_window_pattern=2),
     "mamba": MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64),
@@ -81,11 +81,23 @@ def uneven_prompts() -> tuple[torch.Tensor, torch.Tensor]:
     return ids * mask, mask
 
 
+def templated_prompts(lengths: tuple[int, ...] = (30, 120, 25, 119, 64, 33, 26, 100, 64)) -> tuple[Any, torch.Tensor]:
+    """Prompts that begin with the same 24 tokens."""
+    random = torch.Generator().manual_seed(14)
+    ids = torch.randint(4, 60, (len(lengths), max(lengths)), generator=random)
+    common, mask = torch.randint(4, 60, (24,), generator=random), torch.ones_like(ids)
+    for row, length in enumerate(lengths):
+        begin = ids.shape[1] - length
+        ids[row, begin : begin + 24], ids[row, begin + 24] = common, 4 + row
+        mask[row, :begin] = 0
+    return ids * mask, mask
+
+
 def upto_end(row: list[int]) -> list[int]:
     return row[: next((n + 1 for n, token in enumerate(row) if token in ENDS), len(row))]
 
 
-@pytest.mark.parametrize("rows", [prompts, uneven_prompts])
+@pytest.mark.parametrize("rows", [prompts, uneven_prompts, templated_prompts])
 @pytest.mark.parametrize("name", MODELS)
 def test_each_row_is_what_generate_gives(name: str, rows: Any) -> None:
     model = made(name)
@@ -117,6 +129,27 @@ def test_prompts_of_different_lengths_are_read_without_padding() -> None:
     even, whole = prompts()
     decode(model, even, whole, 2, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
     assert read == [12 * 20, 12]
+
+
+def test_the_shared_beginning_of_prompts_is_read_once() -> None:
+    model = made("llama")
+    read: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+
+    def tokens(ids: torch.Tensor, mask: torch.Tensor) -> list[int]:
+        read.clear()
+        decode(model, ids, mask, 2, ENDS, StopFlag(), do_sample=False, pad_token_id=0)
+        return list(read)
+
+    assert tokens(*templated_prompts()) == [24, 2 * 96, 76, 2 * 40, 4 * 9, 9]
+    assert tokens(*templated_prompts((40, 40, 40))) == [24, 3 * 16, 3], "of one length"
+    assert tokens(*templated_prompts((40,))) == [40, 1], "one alone"
+    assert tokens(*templated_prompts((400, 400))) == [800, 2], "it would save too little"
+    ids, mask = templated_prompts((40, 40))
+    ids[1] = ids[0]
+    assert tokens(ids, mask) == [39, 2, 2], "the last token of a prompt is read for each: it gives the first new one"
 
 
 def test_an_empty_prompt_disturbs_no_other() -> None:
