@@ -52,8 +52,8 @@ class TrainOptions(Options):
     `sample_packing` and `group_by_length` decide how the examples of a forward pass are laid out. With both at auto:
     batches are padded, in random order, where less than 5 % of the tokens would be padding. Otherwise they are packed,
     where the model keeps packed examples apart (this is tested before training). Otherwise they are grouped by length,
-    where that halves the padding. Packing does not change which examples make up a step. The log and lock.json record
-    the choice.
+    where that halves the padding. Packing does not change which examples make up a step; the beginning that their
+    prompts share is computed once. The log and lock.json record the choice.
     """
 
     base_model: str = Field(

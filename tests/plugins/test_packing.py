@@ -131,6 +131,22 @@ def test_a_shared_beginning_is_read_once_and_changes_no_gradient(
         torch.testing.assert_close(ours, separate, rtol=1e-3, atol=1e-4)
 
 
+def test_a_shared_beginning_is_computed_again_with_activation_checkpointing(models: dict[str, Any]) -> None:
+    model, rows = models["llama"], made_alike(21, (9, 4), (2, 7))
+    batches = [PackingCollator(0, share_prefix=True).torch_call([dict(row) for row in rows]) for _ in range(2)]
+    with attention(model, ATTENTION):
+        logits, gradients = learn(model, batches[:1])
+        model.train()
+        model.gradient_checkpointing_enable()
+        try:
+            again_logits, again_gradients = learn(model, batches[1:])
+        finally:
+            model.gradient_checkpointing_disable()
+            model.eval()
+    torch.testing.assert_close(again_logits, logits)
+    torch.testing.assert_close(again_gradients, gradients)
+
+
 def test_no_labelled_token_and_no_short_beginning_is_shared() -> None:
     def prefix(*rows: dict[str, list[int]]) -> int:
         row = PackingCollator(0, share_prefix=True).torch_call([dict(row) for row in rows])
@@ -237,6 +253,7 @@ def prepared(folder: Path, **options: object) -> RunDirectory:
     """Return a run directory as it is before training: 23 rows, two epochs of six steps."""
     made = recipe("trl-sft-lora", max_steps=12, save_steps=4, **options)
     made["dataset"] = {**BASE["dataset"], "train_rows": 23}  # type: ignore[dict-item]
+    made["prompt"] = {"template": "Write in one sentence what the people below say to each other.\n\n{input}\nSummary:"}
     (run,) = prepare([load_recipe(made)], folder, Console(silent=True))
     return run
 
@@ -258,6 +275,19 @@ def test_packing_changes_no_step(trained: dict[str, RunDirectory]) -> None:
     packed, padded, grouped = (losses(trained[name]) for name in ("packed", "padded", "grouped"))
     assert len(padded) == 12 and packed == pytest.approx(padded, abs=2e-3)
     assert grouped != pytest.approx(padded, abs=2e-3)
+
+
+def test_packed_training_reads_the_shared_beginning_once(trained: dict[str, RunDirectory]) -> None:
+    from ftkit_trl._model import load_tokenizer
+    from ftkit_trl._render import Chat
+    from ftkit_trl._train import _tokenised
+
+    run = trained["packed"]
+    options = run.recipe.backend.make().options
+    dataset, _ = _tokenised(Chat(load_tokenizer(options), options), run.task.train)
+    row = PackingCollator(0, share_prefix=True).torch_call([dataset[i] for i in range(4)])
+    assert row["shared_prefix"] >= 16
+    assert {row["shared_prefix"] for row in run.log_rows() if "shared_prefix" in row} == {True}
 
 
 def test_padding_and_layout_are_recorded(trained: dict[str, RunDirectory]) -> None:
