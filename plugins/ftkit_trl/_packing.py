@@ -41,9 +41,8 @@ class PackingCollator(DataCollatorForLanguageModeling):
         first, *others = examples
         kept = [first, *({name: values[prefix:] for name, values in e.items()} for e in others)]
         whole = super().torch_call(kept)
-        row = {
-            name: whole[name] for name in ("input_ids", "labels", "position_ids")
-        }  # other bounds are not those of `kept`
+        # Without TRL's bounds of the examples (cu_seq_lens): these know of no shared prefix.
+        row = {name: whole[name] for name in ("input_ids", "labels", "position_ids")}
         row["position_ids"][0, len(first["input_ids"]) :] += prefix
         return {**row, "segments": [len(e["input_ids"]) for e in kept], "shared_prefix": prefix}
 
@@ -175,8 +174,8 @@ def can_share_prefix(model: PreTrainedModel, options: TrainOptions) -> bool:
     it gets alone.
     """
     rates = [layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
-    rates += [getattr(model.config.get_text_config(), "attention_dropout", 0), getattr(options, "lora_dropout", 0)]
-    if packed_attention(options) != ATTENTION or any(rates):
+    rates += [value for name, value in model.config.get_text_config().to_dict().items() if "drop" in name]
+    if packed_attention(options) != ATTENTION or any([*rates, getattr(options, "lora_dropout", 0)]):
         return False
     prefix = torch.arange(_SHORTEST) % 5 + 3
     first, second = (torch.cat([prefix, torch.arange(_PROBE) % 7 + start]) for start in (9, 4))
