@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ._prefix import shared_prefix
 from ._stop import StopStrings
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 _NEAR = 16  # tokens by which prompts of one group may differ, or a twentieth of their length
-_SHORTEST = 16  # tokens of a shared beginning of the prompts that is read once
 _STEP = 16  # tokens between two looks for finished rows; the cache grows by as many
 # transformers 5.24 renamed the argument of `generate`.
 _CACHE = "cache" if "cache" in {f.name for f in dataclasses.fields(GenerateDecoderOnlyOutput)} else "past_key_values"
@@ -153,7 +153,8 @@ class _Plan(NamedTuple):
 def _plan(ids: torch.Tensor, mask: torch.Tensor) -> _Plan | None:
     """Plan to read prompts, left-padded (B, T), in groups of similar length; None where this saves less than a tenth."""
     lengths = mask.sum(1).tolist()
-    prefix = _shared_prefix(ids, lengths)
+    prompts = [row[len(row) - length :] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    prefix = shared_prefix(prompts, min(lengths) - 1)  # the last token of a prompt gives the first of its answer
     groups: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
@@ -163,17 +164,6 @@ def _plan(ids: torch.Tensor, mask: torch.Tensor) -> _Plan | None:
         groups[-1].append(row)
     computed = prefix + sum(len(group) * (lengths[group[0]] - prefix) for group in groups)
     return _Plan(prefix, groups) if computed < 0.9 * ids.numel() else None
-
-
-def _shared_prefix(ids: torch.Tensor, lengths: Sequence[int]) -> int:
-    """Return how many tokens at the beginning of all prompts are the same, but not all of a prompt; 0 for a few."""
-    limit = min(lengths) - 1
-    if len(lengths) < 2 or limit < _SHORTEST:
-        return 0
-    beginnings = torch.stack([row[len(row) - n :][:limit] for row, n in zip(ids, lengths, strict=True)])
-    differs = (beginnings != beginnings[0]).any(0).tolist()
-    prefix = differs.index(True) if True in differs else limit
-    return prefix if prefix >= _SHORTEST else 0
 
 
 def _first_tokens(

@@ -10,17 +10,16 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from ._prefix import SHORTEST, shared_prefix
 from .options import TrainOptions
 
 ATTENTION = "ftkit_segments"
 _PROBE = 8  # tokens of each of the probe's two examples
-_SHORTEST = 16  # tokens of a shared prefix that is worth the copies in each layer's attention
 
 
 class PackingCollator(DataCollatorForLanguageModeling):
@@ -35,7 +34,7 @@ class PackingCollator(DataCollatorForLanguageModeling):
         self.share_prefix = share_prefix
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        prefix = _shared_prefix(examples) if self.share_prefix else 0
+        prefix = _unlabelled_prefix(examples) if self.share_prefix else 0
         if not prefix:
             return {**super().torch_call(examples), "segments": [len(e["input_ids"]) for e in examples]}
         first, *others = examples
@@ -47,20 +46,15 @@ class PackingCollator(DataCollatorForLanguageModeling):
         return {**row, "segments": [len(e["input_ids"]) for e in kept], "shared_prefix": prefix}
 
 
-def _shared_prefix(examples: Sequence[dict[str, Any]]) -> int:
+def _unlabelled_prefix(examples: Sequence[dict[str, Any]]) -> int:
     """Return how many tokens at the beginning of all examples are the same and can be read once; 0 for a few.
 
     None of them has a label, and neither has the token behind them: the loss predicts it from the token in front of it
     in the row, which is that of another example.
     """
-    unlabelled = (np.append(np.asarray(e["labels"]) != -100, True).argmax() for e in examples)
-    limit = int(min(unlabelled)) - 1
-    if len(examples) < 2 or limit < _SHORTEST:
-        return 0
-    beginnings = np.array([e["input_ids"][:limit] for e in examples])
-    differs = np.append((beginnings != beginnings[0]).any(axis=0), True)
-    prefix = int(differs.argmax())
-    return prefix if prefix >= _SHORTEST else 0
+    labels = [e["labels"] for e in examples]
+    unlabelled = min(next((i for i, label in enumerate(row) if label != -100), len(row)) for row in labels)
+    return shared_prefix([e["input_ids"] for e in examples], unlabelled - 1)
 
 
 def attend_within_segments(
@@ -177,14 +171,14 @@ def can_share_prefix(model: PreTrainedModel, options: TrainOptions) -> bool:
     rates += [value for name, value in model.config.get_text_config().to_dict().items() if "drop" in name]
     if packed_attention(options) != ATTENTION or any([*rates, getattr(options, "lora_dropout", 0)]):
         return False
-    prefix = torch.arange(_SHORTEST) % 5 + 3
+    prefix = torch.arange(SHORTEST) % 5 + 3
     first, second = (torch.cat([prefix, torch.arange(_PROBE) % 7 + start]) for start in (9, 4))
     was_training = model.training
     model.eval()
     try:
         with attention(model, ATTENTION), torch.no_grad():
             alone, behind = (
-                model(**_row(model, *row, n_prompt=_SHORTEST + 1), use_cache=False).logits[0, -_PROBE:].float()
+                model(**_row(model, *row, n_prompt=SHORTEST + 1), use_cache=False).logits[0, -_PROBE:].float()
                 for row in ((second,), (first, second))
             )
     finally:
